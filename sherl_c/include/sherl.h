@@ -1,0 +1,360 @@
+/* The public C API of sherl: build a program of SHERL blocks, run it forward and backward
+ * on ragged batches, train it, and read the numbers back.
+ *
+ * Conventions
+ *   - A function that can fail returns a sherl_status; SHERL_OK is zero. On failure no output argument is written.
+ *   - Graph-building functions return the new value instead. The graph remembers the first error, further calls on
+ *     it do nothing and return SHERL_NONE, and sherl_graph_status / sherl_graph_message tell what went wrong.
+ *   - Destroy functions accept NULL.
+ *   - Matrices are row major. Weights have one row per output channel, as checkpoints store them.
+ *   - sherl_real is float, or double when everything is compiled with SHERL_DOUBLE.
+ */
+#ifndef SHERL_H
+#define SHERL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifdef SHERL_DOUBLE
+typedef double sherl_real;
+#else
+typedef float sherl_real;
+#endif
+
+/* ---- Status ---------------------------------------------------------------------------------------------------- */
+
+typedef enum sherl_status {
+    SHERL_OK = 0,
+    SHERL_OUT_OF_MEMORY,     /* an allocation failed */
+    SHERL_SIZE_OVERFLOW,     /* a size does not fit its type */
+    SHERL_INVALID_ARGUMENT,  /* an argument is outside what the function accepts */
+    SHERL_SHAPE_MISMATCH,    /* two shapes that must agree do not */
+    SHERL_INDEX_OUT_OF_RANGE,/* a token id or label is outside its table */
+    SHERL_NOT_FINITE,        /* a loss or a gradient is infinite or not a number */
+    SHERL_THREAD_FAILURE,    /* the operating system refused a thread */
+    SHERL_OVER_BUDGET,       /* the memory budget is smaller than the least possible plan */
+    SHERL_STATUS_COUNT
+} sherl_status;
+
+/* A short sentence for a status; never NULL. */
+const char *sherl_status_text(sherl_status status);
+
+/* ---- Context: allocator, threads, kernels ------------------------------------------------------------------------ */
+
+/* Where all memory of a context comes from. `allocate` returns memory aligned to 64 bytes or NULL. */
+typedef struct sherl_allocator {
+    void *(*allocate)(void *state, size_t bytes);
+    void (*release)(void *state, void *memory);
+    void *state;
+} sherl_allocator;
+
+typedef struct sherl_context sherl_context;
+
+/* threads = 0 takes the number of processors that the process may use; there are never more threads than the BLAS
+ * library lets call it at once. allocator = NULL takes the C library's. The instruction set of the vector kernels is the best that the processor has, or SHERL_INSTRUCTION_SET of the environment when it names
+ * one that it has. A context must outlive everything made from it. */
+sherl_status sherl_context_create(const sherl_allocator *allocator, size_t threads, sherl_context **context);
+void sherl_context_destroy(sherl_context *context);
+/* Not while a program of the context runs. */
+sherl_status sherl_context_set_threads(sherl_context *context, size_t threads);
+size_t sherl_context_threads(const sherl_context *context);
+const char *sherl_context_instruction_set(const sherl_context *context);
+/* Writes version, kernel and threading of the BLAS library, cut to `size` bytes with the closing zero. */
+void sherl_blas_description(char *buffer, size_t size);
+const char *sherl_version(void);
+
+/* ---- Parameters: the weights that programs share ------------------------------------------------------------------- */
+
+typedef struct sherl_parameters sherl_parameters;
+typedef uint32_t sherl_parameter; /* an index into a sherl_parameters */
+typedef uint32_t sherl_value;     /* an index into a sherl_graph */
+typedef uint32_t sherl_space;     /* an index into a sherl_graph */
+#define SHERL_NONE UINT32_MAX     /* no parameter, no value, no space */
+
+typedef enum sherl_role {
+    SHERL_TRAINABLE, /* owned; gets a gradient and optimizer state */
+    SHERL_FROZEN,    /* the caller's memory, read only, which must outlive the store */
+    SHERL_STATE      /* owned; not trained but saved (running statistics) */
+} sherl_role;
+
+typedef enum sherl_initializer {
+    SHERL_INIT_ZEROS,
+    SHERL_INIT_ONES,
+    SHERL_INIT_XAVIER_UNIFORM, /* U(-a, a), a = sqrt(6 / (rows + columns)) */
+    SHERL_INIT_NORMAL          /* N(0, 0.02^2) */
+} sherl_initializer;
+
+sherl_status sherl_parameters_create(sherl_context *context, sherl_parameters **parameters);
+void sherl_parameters_destroy(sherl_parameters *parameters);
+
+#define SHERL_VECTOR ((size_t)0) /* as `rows` of a new parameter: a vector of `columns`, held as one row */
+
+/* Adds a parameter of rows x columns, or finds the one of that name: then shape, role and data must agree, else
+ * SHERL_SHAPE_MISMATCH. A name has 1 to 255 bytes. `frozen` is the caller's data for SHERL_FROZEN and NULL otherwise; a
+ * state starts as zeros or ones, a trainable parameter as drawn with seed 0. */
+sherl_status sherl_parameters_add(sherl_parameters *parameters, const char *name, size_t rows, size_t columns,
+                                  sherl_role role, sherl_initializer initializer, const sherl_real *frozen,
+                                  sherl_parameter *parameter);
+/* Draws every trainable parameter anew from its initializer; the draw depends on the seed and the parameter's name. */
+void sherl_parameters_initialize(sherl_parameters *parameters, uint64_t seed);
+size_t sherl_parameters_count(const sherl_parameters *parameters);
+sherl_parameter sherl_parameters_find(const sherl_parameters *parameters, const char *name); /* or SHERL_NONE */
+const char *sherl_parameters_name(const sherl_parameters *parameters, sherl_parameter parameter);
+size_t sherl_parameters_rows(const sherl_parameters *parameters, sherl_parameter parameter);
+size_t sherl_parameters_columns(const sherl_parameters *parameters, sherl_parameter parameter);
+bool sherl_parameters_is_vector(const sherl_parameters *parameters, sherl_parameter parameter);
+sherl_role sherl_parameters_role(const sherl_parameters *parameters, sherl_parameter parameter);
+const sherl_real *sherl_parameters_data(const sherl_parameters *parameters, sherl_parameter parameter);
+/* Writable data of an owned parameter; NULL for a frozen one. */
+sherl_real *sherl_parameters_mutable_data(sherl_parameters *parameters, sherl_parameter parameter);
+
+/* ---- Graph: row spaces, values, ops ---------------------------------------------------------------------------------- */
+
+typedef struct sherl_graph sherl_graph;
+
+#define SHERL_SAMPLES ((sherl_space)0) /* the row space with one row a sample; every graph has it */
+
+typedef enum sherl_activation {
+    SHERL_IDENTITY,
+    SHERL_RELU,
+    SHERL_GELU_ERF,
+    SHERL_GELU_TANH,
+    SHERL_GELU_QUICK, /* x sigmoid(1.702 x) */
+    SHERL_SILU,
+    SHERL_SIGMOID,
+    SHERL_TANH,
+    SHERL_ACTIVATION_COUNT
+} sherl_activation;
+
+typedef enum sherl_pooling { SHERL_POOL_FIRST, SHERL_POOL_MEAN, SHERL_POOL_MAX, SHERL_POOLING_COUNT } sherl_pooling;
+
+/* `training` turns dropout and batch statistics on. */
+sherl_status sherl_graph_create(sherl_context *context, sherl_parameters *parameters, bool training,
+                                sherl_graph **graph);
+void sherl_graph_destroy(sherl_graph *graph);
+sherl_status sherl_graph_status(const sherl_graph *graph);
+const char *sherl_graph_message(const sherl_graph *graph); /* the first error as a sentence, or "" */
+
+/* Channels and row space of a value; 0 and SHERL_NONE when it is not one of this graph. */
+size_t sherl_graph_channels(const sherl_graph *graph, sherl_value value);
+sherl_space sherl_graph_value_space(const sherl_graph *graph, sherl_value value);
+/* A row space whose segment lengths are given with each batch. */
+sherl_space sherl_graph_space(sherl_graph *graph, const char *name);
+/* Rows of reals, of integers, bound at run time by order of declaration. */
+sherl_value sherl_graph_input(sherl_graph *graph, const char *name, sherl_space space, size_t channels,
+                              bool needs_gradient);
+sherl_value sherl_graph_indices(sherl_graph *graph, const char *name, sherl_space space);
+/* Adds a parameter to the store behind the graph; as sherl_parameters_add. */
+sherl_parameter sherl_graph_parameter(sherl_graph *graph, const char *name, size_t rows, size_t columns,
+                                      sherl_role role, sherl_initializer initializer, const sherl_real *frozen);
+void sherl_graph_output(sherl_graph *graph, sherl_value value); /* bound at run time by order */
+void sherl_graph_loss(sherl_graph *graph, sherl_value value);   /* the loss is the sum over this value's rows */
+
+/* y = activation(x W^T + b); x: (rows, in), W: (out, in), b: (1, out) or SHERL_NONE. */
+sherl_value sherl_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                         sherl_activation activation);
+/* y = activation(x) */
+sherl_value sherl_activate(sherl_graph *graph, sherl_value x, sherl_activation activation);
+/* y = (x - mean) / sqrt(variance + eps) * weight + bias, over the channels of each row */
+sherl_value sherl_layer_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                             double eps);
+/* The same over the rows of the batch, channel by channel. In a training graph with batch statistics, which then move
+ * the running ones by `momentum` (variance unbiased); otherwise with the running ones. */
+sherl_value sherl_batch_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                             sherl_parameter running_mean, sherl_parameter running_variance, double eps,
+                             double momentum);
+/* y = x * keep / (1 - rate) in a training graph, x itself otherwise */
+sherl_value sherl_dropout(sherl_graph *graph, sherl_value x, double rate);
+sherl_value sherl_add(sherl_graph *graph, sherl_value a, sherl_value b);
+sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b);
+/* y = table[indices]; table: (entries, channels) */
+sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_parameter table);
+/* softmax(scale q k^T) v head by head, inside each segment; q may live in another row space than k and v. Causal: a
+ * query sees keys up to its own position. `dropout` acts on the probabilities of a training graph. */
+sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value, size_t heads,
+                            double scale, bool causal, double dropout);
+/* One row a sample: the first, the mean or the maximum of its rows. */
+sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling);
+/* The anti-redundancy consolidation of MTSA: sum_i a_i x_i over the shallow features x_0 … x_{count-2} with the guide
+ * e = x_{count-1}, plus e itself when `add_guide`; weight: (1, hidden), bias: (1, 1). */
+sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,
+                           sherl_parameter bias, double eps, bool add_guide);
+/* y = x + tanh(gate / temperature) last; gate: (1, 1) */
+sherl_value sherl_gated_residual(sherl_graph *graph, sherl_value x, sherl_value last, sherl_parameter gate,
+                                 double temperature);
+/* Losses, one a row: weights[row] * loss(row); the caller's weights make the mean (1 / samples each, say).
+ * Cross-entropy: -sum_c q_c class_weights_c log softmax(logits)_c with q = (1 - smoothing) onehot + smoothing / classes;
+ * class_weights: (1, classes) or SHERL_NONE. Binary cross-entropy and squared error: the mean over the channels. */
+sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value target_indices,
+                                sherl_value weights, sherl_parameter class_weights, double label_smoothing);
+sherl_value sherl_binary_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value targets,
+                                       sherl_value weights);
+sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets,
+                                sherl_value weights);
+
+/* ---- Blocks -------------------------------------------------------------------------------------------------------------
+ * Each adds its parameters under `prefix` ("early.", "late.0.", "head.") and returns its output. */
+
+typedef enum sherl_down { SHERL_DOWN_LAYER_NORM, SHERL_DOWN_GATED } sherl_down;
+typedef enum sherl_guidance_kind { SHERL_GUIDANCE_TOKEN, SHERL_GUIDANCE_RESIDUAL_MLP } sherl_guidance_kind;
+
+typedef struct sherl_mtsa_settings {
+    size_t hidden;              /* channels after the down maps */
+    size_t out_features;        /* channels of the output and of `last` */
+    sherl_down down;
+    sherl_guidance_kind guidance;
+    bool up_norm;               /* layer norm after the up map */
+    double eps;                 /* of the l1 and l2 norms, outside the root */
+    double down_norm_eps, up_norm_eps;
+    double dropout;             /* after the up map */
+    double gate_temperature;
+} sherl_mtsa_settings;
+
+/* taps: `count` values of one row space, the guide last; last: what the late layer would have received. */
+sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
+                       sherl_value last, const sherl_mtsa_settings *settings);
+
+/* Weights of a transformer layer by role; with frozen = true the caller's memory, else NULLs, and the layer's own
+ * trainable parameters are made under the same names. */
+typedef struct sherl_transformer_weights {
+    const sherl_real *query_weight, *query_bias, *key_weight, *key_bias, *value_weight, *value_bias;
+    const sherl_real *output_weight, *output_bias;
+    const sherl_real *attention_norm_weight, *attention_norm_bias;
+    const sherl_real *up_weight, *up_bias, *down_weight, *down_bias;
+    const sherl_real *feed_forward_norm_weight, *feed_forward_norm_bias;
+} sherl_transformer_weights;
+
+typedef struct sherl_transformer_settings {
+    size_t heads, intermediate;
+    sherl_activation activation;
+    double eps;
+    double dropout, attention_dropout;
+    bool frozen;
+} sherl_transformer_settings;
+
+/* A post-norm (BERT) encoder layer. */
+sherl_value sherl_transformer_layer(sherl_graph *graph, const char *prefix, sherl_value x,
+                                    const sherl_transformer_weights *weights,
+                                    const sherl_transformer_settings *settings);
+
+typedef struct sherl_head_settings {
+    size_t outputs; /* classes, or regression targets */
+    sherl_pooling pooling;
+    bool pooler; /* tanh(W x + b) before the output map */
+    double dropout;
+} sherl_head_settings;
+
+/* Pools each sample's rows and maps them linearly to `outputs` channels. */
+sherl_value sherl_head(sherl_graph *graph, const char *prefix, sherl_value x, const sherl_head_settings *settings);
+
+/* ---- Program ------------------------------------------------------------------------------------------------------------- */
+
+typedef struct sherl_program sherl_program;
+
+/* Compiles a graph: demand, needs-gradient, schedule. The graph may be destroyed afterwards; the parameters may not. */
+sherl_status sherl_program_compile(sherl_graph *graph, bool gradient, sherl_program **program);
+void sherl_program_destroy(sherl_program *program);
+
+typedef enum sherl_element {
+    SHERL_FLOAT32, SHERL_FLOAT64, SHERL_FLOAT16, SHERL_BFLOAT16, SHERL_INT32, SHERL_INT64, SHERL_ELEMENT_COUNT
+} sherl_element;
+
+/* Rows in the caller's memory: row r of the batch is at data + rows[r] * row_stride; rows = NULL stands for 0, 1, 2 … */
+typedef struct sherl_source {
+    const void *data;
+    sherl_element element;
+    size_t row_stride; /* bytes */
+    const int64_t *rows;
+} sherl_source;
+
+typedef struct sherl_sink {
+    void *data; /* NULL: not wanted */
+    sherl_element element; /* float32, float64, float16 or bfloat16 */
+    size_t row_stride; /* bytes */
+    const int64_t *rows;
+} sherl_sink;
+
+typedef struct sherl_batch {
+    size_t samples;
+    const size_t *const *offsets; /* by space: samples + 1 row offsets, starting at 0; [SHERL_SAMPLES] may be NULL */
+    const sherl_source *inputs;   /* by order of declaration */
+    const sherl_sink *outputs;    /* by order of declaration, or NULL */
+    const sherl_source *cotangents; /* gradient given for each output, or NULL when the graph has a loss */
+    const sherl_sink *input_gradients; /* by input order, or NULL */
+    uint64_t seed, step;          /* of dropout */
+} sherl_batch;
+
+/* Forward only: writes the outputs, and the loss when the graph has one and `loss` is not NULL. */
+sherl_status sherl_program_forward(sherl_program *program, const sherl_batch *batch, double *loss);
+/* Forward and backward. The gradients of the trainable parameters replace those of the last call, or add to them. */
+sherl_status sherl_program_gradient(sherl_program *program, const sherl_batch *batch, bool add, double *loss);
+/* The gradient of a trainable parameter after sherl_program_gradient; NULL for any other parameter. */
+const sherl_real *sherl_program_parameter_gradient(const sherl_program *program, sherl_parameter parameter);
+
+/* Most rows that a tile aims at (a single longer sample makes a longer tile). Default 512. */
+sherl_status sherl_program_set_tile_rows(sherl_program *program, size_t rows);
+
+typedef struct sherl_memory_report { /* bytes */
+    size_t frozen_weights, parameters, gradients, arenas;
+    size_t tile_rows, tiles, lanes, workers;
+} sherl_memory_report;
+
+/* What a batch of these segment lengths takes; offsets as in sherl_batch. */
+sherl_status sherl_program_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
+                                  sherl_memory_report *report);
+/* A listing of the compiled ops, one a line, for people; release it with sherl_text_destroy. */
+sherl_status sherl_program_describe(const sherl_program *program, char **text);
+void sherl_text_destroy(sherl_program *program, char *text);
+
+/* ---- Training -------------------------------------------------------------------------------------------------------------- */
+
+typedef enum sherl_optimizer { SHERL_SGD, SHERL_ADAM, SHERL_ADAMW, SHERL_OPTIMIZER_COUNT } sherl_optimizer;
+typedef enum sherl_schedule {
+    SHERL_SCHEDULE_CONSTANT, SHERL_SCHEDULE_LINEAR, SHERL_SCHEDULE_COSINE, SHERL_SCHEDULE_STEP, SHERL_SCHEDULE_COUNT
+} sherl_schedule;
+
+typedef struct sherl_training_settings {
+    sherl_optimizer optimizer;
+    double learning_rate, weight_decay;
+    double momentum;           /* SGD */
+    double beta1, beta2, eps;  /* Adam, AdamW */
+    double clip_norm;          /* 0: no clipping */
+    sherl_schedule schedule;
+    /* Step s < warmup_steps has the rate learning_rate * (s + 1) / warmup_steps; linear and cosine then fall to zero at
+     * total_steps, which must be larger. */
+    uint64_t warmup_steps, total_steps;
+    uint64_t step_every;       /* SHERL_SCHEDULE_STEP: learning_rate * step_factor^floor(s / step_every) */
+    double step_factor;
+} sherl_training_settings;
+
+typedef struct sherl_trainer sherl_trainer;
+
+/* The learning rate of step `step` (the first is 0) under the settings. */
+double sherl_learning_rate(const sherl_training_settings *settings, uint64_t step);
+
+/* `no_decay` holds one flag a parameter of the store (true: exempt from weight decay), or is NULL. The program must
+ * have been compiled with gradient = true and must outlive the trainer. */
+sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings,
+                                  const bool *no_decay, sherl_trainer **trainer);
+void sherl_trainer_destroy(sherl_trainer *trainer);
+/* Adds the gradient of a batch to those waiting; *loss gets the batch's loss. After a failure nothing waits. */
+sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch *batch, double *loss);
+/* Clips and applies the waiting gradients as one step; *gradient_norm gets their norm before clipping. With none waiting
+ * SHERL_INVALID_ARGUMENT; with one that is not finite SHERL_NOT_FINITE, and they are forgotten and nothing changes. */
+sherl_status sherl_trainer_update(sherl_trainer *trainer, double *gradient_norm);
+void sherl_trainer_discard(sherl_trainer *trainer); /* forgets the waiting gradients */
+uint64_t sherl_trainer_steps(const sherl_trainer *trainer);
+void sherl_trainer_set_steps(sherl_trainer *trainer, uint64_t steps);
+/* Optimizer state of a parameter: moment 0 (momentum or first moment) or 1 (second); NULL where there is none. */
+sherl_real *sherl_trainer_moment(sherl_trainer *trainer, int moment, sherl_parameter parameter);
+size_t sherl_trainer_bytes(const sherl_trainer *trainer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

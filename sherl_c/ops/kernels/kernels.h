@@ -1,0 +1,94 @@
+/* The vector kernels: plain loops over contiguous rows, compiled once per instruction set and picked at run time. */
+#ifndef SHERL_OPS_KERNELS_H
+#define SHERL_OPS_KERNELS_H
+
+#include "../../base/random.h"
+#include "../../include/sherl.h"
+
+/* Where a row sits in a batch; keys its random numbers. */
+typedef struct sherl_row_key { uint32_t sample, position; } sherl_row_key;
+
+typedef struct sherl_kernels {
+    const char *instruction_set;
+
+    /* --- elementwise.c --- */
+    /* y = activation(y + bias), row by row; bias may be NULL */
+    void (*bias_activation)(sherl_activation activation, sherl_real *y, const sherl_real *bias, size_t rows,
+                            size_t channels);
+    /* y = activation(x); may be in place */
+    void (*activation_forward)(sherl_activation activation, const sherl_real *x, sherl_real *y, size_t count);
+    /* dx (+)= dy * activation'(x); x is the input, or, for RELU, SIGMOID and TANH, the output will do as well: those
+     * read `y`. dx may be dy when accumulate is false. */
+    void (*activation_backward)(sherl_activation activation, const sherl_real *x, const sherl_real *y,
+                                const sherl_real *dy, sherl_real *dx, size_t count, bool accumulate);
+    /* y = a + b; y = a * b; y (+)= a * b; y += a; y += scale * a; y = a + scale * b */
+    void (*add)(const sherl_real *a, const sherl_real *b, sherl_real *y, size_t count);
+    void (*multiply)(const sherl_real *a, const sherl_real *b, sherl_real *y, size_t count, bool accumulate);
+    void (*accumulate)(const sherl_real *a, sherl_real *y, size_t count);
+    void (*add_scaled)(const sherl_real *a, sherl_real scale, const sherl_real *b, sherl_real *y, size_t count);
+    sherl_real (*dot)(const sherl_real *a, const sherl_real *b, size_t count);
+    /* y[c] += sum over rows of x[r][c] */
+    void (*add_column_sums)(const sherl_real *x, sherl_real *y, size_t rows, size_t channels);
+    /* y[c] += sum over rows of (a[r][c] - a_center[c]) * (b[r][c] - b_center[c]) */
+    void (*add_column_products)(const sherl_real *a, const sherl_real *a_center, const sherl_real *b,
+                                const sherl_real *b_center, sherl_real *y, size_t rows, size_t channels);
+    /* y[r][c] (+)= (x[r][c] - center[c]) * scale[c] + shift[c]; may be in place when accumulate is false */
+    void (*affine_columns)(const sherl_real *x, const sherl_real *center, const sherl_real *scale,
+                           const sherl_real *shift, sherl_real *y, size_t rows, size_t channels, bool accumulate);
+    /* y (+)= keep(row, channel) ? x / (1 - rate) : 0, keyed by (stream, row key, channel); may be in place */
+    void (*dropout_row)(sherl_random_key key, uint32_t stream, sherl_row_key row, double rate, const sherl_real *x,
+                        sherl_real *y, size_t channels, bool accumulate);
+
+    /* --- normalization.c --- */
+    /* statistics[r] = {mean, 1 / sqrt(variance + eps)}; statistics may be NULL; may be in place */
+    void (*layer_norm_forward)(const sherl_real *x, const sherl_real *weight, const sherl_real *bias, double eps,
+                               sherl_real *y, sherl_real *statistics, size_t rows, size_t channels);
+    /* dx may be NULL, or dy when accumulate is false; dweight, dbias may be NULL, else they are added to */
+    void (*layer_norm_backward)(const sherl_real *x, const sherl_real *weight, const sherl_real *statistics,
+                                const sherl_real *dy, sherl_real *dx, sherl_real *dweight, sherl_real *dbias,
+                                size_t rows, size_t channels, bool accumulate);
+
+    /* --- attention.c --- */
+    /* scores (rows x keys, row stride keys) become softmax probabilities of scale * scores, in place; row r may see the
+     * first `visible` = min(keys, first_visible + r) keys when causal (first_visible >= 1), all keys when
+     * first_visible = 0; logsumexp[r * logsumexp_stride] is written when not NULL. */
+    void (*softmax_forward)(sherl_real *scores, double scale, size_t rows, size_t keys, size_t first_visible,
+                            sherl_real *logsumexp, size_t logsumexp_stride);
+    /* probabilities = exp(scale * scores - logsumexp), with the same masking */
+    void (*softmax_recompute)(sherl_real *scores, double scale, size_t rows, size_t keys, size_t first_visible,
+                              const sherl_real *logsumexp, size_t logsumexp_stride);
+    /* dscores = scale * p * (dp - sum_j p_j dp_j), over dp */
+    void (*softmax_backward)(const sherl_real *probabilities, sherl_real *dprobabilities, double scale, size_t rows,
+                             size_t keys);
+
+    /* --- guidance.c --- one tile of the consolidation; scratch holds sherl_guidance_scratch(count) reals */
+    void (*guidance_forward)(const sherl_real *const *features, size_t count, const sherl_real *weight,
+                             const sherl_real *bias, double eps, bool add_guide, sherl_real *y, size_t rows,
+                             size_t hidden, sherl_real *scratch);
+    /* dfeatures[i] may be NULL; accumulate[i] says whether it is added to */
+    void (*guidance_backward)(const sherl_real *const *features, size_t count, const sherl_real *weight,
+                              const sherl_real *bias, double eps, bool add_guide, const sherl_real *dy,
+                              sherl_real *const *dfeatures, const bool *accumulate, sherl_real *dweight,
+                              sherl_real *dbias, size_t rows, size_t hidden, sherl_real *scratch);
+
+    /* --- convert.c --- one row of `channels` elements */
+    void (*widen)(sherl_element element, const void *source, sherl_real *destination, size_t channels);
+    void (*narrow)(sherl_element element, const sherl_real *source, void *destination, size_t channels);
+
+    /* --- optimize.c --- over one parameter */
+    double (*sum_of_squares)(const sherl_real *x, size_t count);
+    void (*sgd)(sherl_real *weights, const sherl_real *gradient, sherl_real *momentum_buffer, size_t count,
+                double gradient_scale, double learning_rate, double weight_decay, double momentum);
+    /* decoupled: AdamW; otherwise weight decay joins the gradient. Corrections are 1 - beta^t. */
+    void (*adam)(sherl_real *weights, const sherl_real *gradient, sherl_real *first_moment, sherl_real *second_moment,
+                 size_t count, double gradient_scale, double learning_rate, double weight_decay, double beta1,
+                 double beta2, double eps, double correction1, double correction2, bool decoupled);
+} sherl_kernels;
+
+/* Reals of scratch for the guidance kernels. */
+static inline size_t sherl_guidance_scratch(size_t count) { return count * count + 8 * count; }
+
+/* The best table that this processor runs, or the one that `name` asks for when the processor runs it. */
+const sherl_kernels *sherl_kernels_pick(const char *name);
+
+#endif

@@ -1,0 +1,35 @@
+/* The layer norm op. */
+#include "op.h"
+
+/* y = (x - mean) / sqrt(variance + eps) * weight + bias, over the channels of each row; x, y: (rows, channels),
+ * weight, bias: (1, channels), saved: (rows, 2) */
+static sherl_status layer_norm_forward(const sherl_op *op, const sherl_tile *tile) {
+    sherl_real *statistics = op->saved == SHERL_NONE ? NULL : sherl_tile_write(tile, op->saved);
+    tile->kernels->layer_norm_forward(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
+                                      sherl_op_parameter(op, tile, 1), op->settings.norm.eps,
+                                      sherl_tile_write(tile, op->output), statistics,
+                                      sherl_tile_rows(tile, op->output), sherl_tile_channels(tile, op->output));
+    return SHERL_OK;
+}
+
+/* With n the normalized row and g = dy * weight: dx (+)= (g - mean(g) - n * mean(g n)) / sqrt(variance + eps);
+ * dweight += column sums of dy * n; dbias += column sums of dy */
+static sherl_status layer_norm_backward(const sherl_op *op, const sherl_tile *tile) {
+    tile->kernels->layer_norm_backward(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
+                                       sherl_tile_read(tile, op->saved), sherl_output_gradient(op, tile),
+                                       sherl_input_gradient(op, tile, 0), sherl_op_parameter_gradient(op, tile, 0),
+                                       sherl_op_parameter_gradient(op, tile, 1), sherl_tile_rows(tile, op->output),
+                                       sherl_tile_channels(tile, op->output), op->accumulate[0]);
+    return SHERL_OK;
+}
+
+static void layer_norm_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
+    (void)op;
+    (void)trainable;
+    reads->inputs[0] = true;
+}
+
+const sherl_op_type sherl_layer_norm_type = {
+    .name = "layer_norm", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
+    .forward = layer_norm_forward, .backward = layer_norm_backward, .backward_reads = layer_norm_reads,
+};

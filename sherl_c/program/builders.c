@@ -1,0 +1,251 @@
+/* The graph-building function of each op: checks its operands, then appends it. */
+#include "graph.h"
+
+static const char *const pooling_names[SHERL_POOLING_COUNT] = {"first", "mean", "max"};
+
+/* Appends a row-wise op of the shape of its input 0. */
+static sherl_value append_like_input(sherl_graph *graph, sherl_op *op) {
+    const sherl_value_info *input = sherl_graph_value(graph, op->inputs[0]);
+    return sherl_graph_append(graph, op, input->space, input->channels, SHERL_SAMPLES, 0, false);
+}
+
+static bool check_activation(sherl_graph *graph, const char *op, sherl_activation activation) {
+    if (graph->status != SHERL_OK) return false;
+    if ((unsigned)activation < SHERL_ACTIVATION_COUNT) return true;
+    sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: there is no activation %d", op, (int)activation);
+    return false;
+}
+
+/* An activation whose derivative the output tells needs no extra value, so it rides on the linear op. */
+static bool output_tells_derivative(sherl_activation activation) {
+    return activation == SHERL_IDENTITY || activation == SHERL_RELU || activation == SHERL_SIGMOID ||
+           activation == SHERL_TANH;
+}
+
+sherl_value sherl_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                         sherl_activation activation) {
+    if (!check_activation(graph, "linear", activation)) return SHERL_NONE;
+    if (!sherl_check_value(graph, "linear", "x", x, false)) return SHERL_NONE;
+    const sherl_value_info *input = sherl_graph_value(graph, x);
+    if (weight >= sherl_parameters_count(graph->parameters))
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "linear: weight is not a parameter of this graph");
+    size_t outputs = sherl_parameters_rows(graph->parameters, weight);
+    if (!sherl_check_parameter(graph, "linear", "weight", weight, outputs, input->channels)) return SHERL_NONE;
+    if (bias != SHERL_NONE && !sherl_check_parameter(graph, "linear", "bias", bias, 1, outputs)) return SHERL_NONE;
+    bool fused = output_tells_derivative(activation);
+    sherl_op op = {.type = &sherl_linear_type, .input_count = 1, .inputs = {x}, .parameter_count = 2,
+                   .parameters = {weight, bias}, .settings.activation = fused ? activation : SHERL_IDENTITY};
+    sherl_value y = sherl_graph_append(graph, &op, input->space, outputs, SHERL_SAMPLES, 0, false);
+    return fused ? y : sherl_activate(graph, y, activation);
+}
+
+sherl_value sherl_activate(sherl_graph *graph, sherl_value x, sherl_activation activation) {
+    if (!check_activation(graph, "activate", activation)) return SHERL_NONE;
+    if (!sherl_check_value(graph, "activate", "x", x, false)) return SHERL_NONE;
+    if (activation == SHERL_IDENTITY) return x;
+    sherl_op op = {.type = &sherl_activation_type, .input_count = 1, .inputs = {x}, .settings.activation = activation};
+    return append_like_input(graph, &op);
+}
+
+sherl_value sherl_layer_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                             double eps) {
+    if (!sherl_check_value(graph, "layer norm", "x", x, false)) return SHERL_NONE;
+    sherl_value_info input = *sherl_graph_value(graph, x);
+    if (!sherl_check_parameter(graph, "layer norm", "weight", weight, 1, input.channels) ||
+        !sherl_check_parameter(graph, "layer norm", "bias", bias, 1, input.channels) ||
+        !sherl_check_number(graph, "layer norm", "eps", eps, 0, 1))
+        return SHERL_NONE;
+    sherl_op op = {.type = &sherl_layer_norm_type, .input_count = 1, .inputs = {x}, .parameter_count = 2,
+                   .parameters = {weight, bias}, .settings.norm = {.eps = eps}};
+    return sherl_graph_append(graph, &op, input.space, input.channels, input.space, 2, false);
+}
+
+sherl_value sherl_batch_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                             sherl_parameter running_mean, sherl_parameter running_variance, double eps,
+                             double momentum) {
+    if (!sherl_check_value(graph, "batch norm", "x", x, false)) return SHERL_NONE;
+    sherl_value_info input = *sherl_graph_value(graph, x);
+    if (!sherl_check_parameter(graph, "batch norm", "weight", weight, 1, input.channels) ||
+        !sherl_check_parameter(graph, "batch norm", "bias", bias, 1, input.channels) ||
+        !sherl_check_parameter(graph, "batch norm", "running mean", running_mean, 1, input.channels) ||
+        !sherl_check_parameter(graph, "batch norm", "running variance", running_variance, 1, input.channels) ||
+        !sherl_check_number(graph, "batch norm", "eps", eps, 0, 1) ||
+        !sherl_check_number(graph, "batch norm", "momentum", momentum, 0, 1.0000001))
+        return SHERL_NONE;
+    sherl_op op = {.type = graph->training ? &sherl_batch_norm_type : &sherl_fixed_batch_norm_type,
+                   .input_count = 1, .inputs = {x}, .parameter_count = 4,
+                   .parameters = {weight, bias, running_mean, running_variance},
+                   .settings.norm = {.eps = eps, .momentum = momentum}};
+    return sherl_graph_append(graph, &op, input.space, input.channels, SHERL_SAMPLES,
+                              graph->training ? 2 * input.channels : 0, false);
+}
+
+sherl_value sherl_dropout(sherl_graph *graph, sherl_value x, double rate) {
+    if (!sherl_check_value(graph, "dropout", "x", x, false) ||
+        !sherl_check_number(graph, "dropout", "rate", rate, 0, 1))
+        return SHERL_NONE;
+    uint32_t stream = graph->next_stream++; /* taken even when unused: the draws of later ops do not depend on rates */
+    if (!graph->training || rate == 0) return x;
+    sherl_op op = {.type = &sherl_dropout_type, .input_count = 1, .inputs = {x}, .stream = stream,
+                   .settings.dropout = {.rate = rate}};
+    return append_like_input(graph, &op);
+}
+
+static sherl_value append_pairwise(sherl_graph *graph, const char *name, const sherl_op_type *type, sherl_value a,
+                                   sherl_value b) {
+    if (!sherl_check_value(graph, name, "a", a, false) || !sherl_check_value(graph, name, "b", b, false) ||
+        !sherl_check_same_rows(graph, name, a, b) ||
+        !sherl_check_channels(graph, name, "b", b, sherl_graph_value(graph, a)->channels))
+        return SHERL_NONE;
+    sherl_op op = {.type = type, .input_count = 2, .inputs = {a, b}};
+    return append_like_input(graph, &op);
+}
+
+sherl_value sherl_add(sherl_graph *graph, sherl_value a, sherl_value b) {
+    return append_pairwise(graph, "add", &sherl_add_type, a, b);
+}
+
+sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b) {
+    return append_pairwise(graph, "multiply", &sherl_multiply_type, a, b);
+}
+
+sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_parameter table) {
+    if (!sherl_check_value(graph, "embedding", "indices", indices, true)) return SHERL_NONE;
+    if (table >= sherl_parameters_count(graph->parameters))
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "embedding: table is not a parameter of this graph");
+    sherl_op op = {.type = &sherl_embedding_type, .input_count = 1, .inputs = {indices}, .parameter_count = 1,
+                   .parameters = {table}};
+    return sherl_graph_append(graph, &op, sherl_graph_value(graph, indices)->space,
+                              sherl_parameters_columns(graph->parameters, table), SHERL_SAMPLES, 0, false);
+}
+
+sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value, size_t heads,
+                            double scale, bool causal, double dropout) {
+    if (!sherl_check_value(graph, "attention", "query", query, false) ||
+        !sherl_check_value(graph, "attention", "key", key, false) ||
+        !sherl_check_value(graph, "attention", "value", value, false) ||
+        !sherl_check_same_rows(graph, "attention", key, value) ||
+        !sherl_check_number(graph, "attention", "dropout", dropout, 0, 1) ||
+        !sherl_check_number(graph, "attention", "scale", scale, 0, 1e6))
+        return SHERL_NONE;
+    sherl_value_info queries = *sherl_graph_value(graph, query);
+    if (!sherl_check_channels(graph, "attention", "key", key, queries.channels) ||
+        !sherl_check_channels(graph, "attention", "value", value, queries.channels))
+        return SHERL_NONE;
+    if (heads == 0 || queries.channels % heads != 0)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "attention: %zu heads do not divide %zu channels",
+                                heads, queries.channels);
+    sherl_op op = {.type = &sherl_attention_type, .input_count = 3, .inputs = {query, key, value},
+                   .stream = graph->next_stream,
+                   .settings.attention = {.heads = heads, .scale = scale, .causal = causal,
+                                          .dropout = graph->training ? dropout : 0}};
+    graph->next_stream += (uint32_t)heads; /* one stream a head */
+    return sherl_graph_append(graph, &op, queries.space, queries.channels, queries.space, heads, false);
+}
+
+sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling) {
+    if (!sherl_check_value(graph, "pool", "x", x, false)) return SHERL_NONE;
+    if ((unsigned)pooling >= SHERL_POOLING_COUNT)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "pool: there is no pooling %d", (int)pooling);
+    sherl_value_info input = *sherl_graph_value(graph, x);
+    if (input.space == SHERL_SAMPLES)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "pool (%s): x has one row a sample already",
+                                pooling_names[pooling]);
+    static const sherl_op_type *const types[SHERL_POOLING_COUNT] = {&sherl_first_type, &sherl_mean_type,
+                                                                    &sherl_max_type};
+    sherl_op op = {.type = types[pooling], .input_count = 1, .inputs = {x}, .settings.pooling = pooling};
+    return sherl_graph_append(graph, &op, SHERL_SAMPLES, input.channels, SHERL_SAMPLES,
+                              pooling == SHERL_POOL_MAX ? input.channels : 0, true);
+}
+
+sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,
+                           sherl_parameter bias, double eps, bool add_guide) {
+    if (graph->status != SHERL_OK) return SHERL_NONE;
+    if (count < 2 || count > SHERL_MAX_INPUTS)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "guidance: needs 2 to %d features, not %zu",
+                                SHERL_MAX_INPUTS, count);
+    sherl_op op = {.type = &sherl_guidance_type, .input_count = (uint32_t)count, .parameter_count = 2,
+                   .parameters = {weight, bias}, .settings.guidance = {.eps = eps, .add_guide = add_guide}};
+    for (size_t i = 0; i < count; i++) {
+        if (!sherl_check_value(graph, "guidance", "a feature", features[i], false) ||
+            !sherl_check_same_rows(graph, "guidance", features[0], features[i]) ||
+            !sherl_check_channels(graph, "guidance", "a feature", features[i],
+                                  sherl_graph_value(graph, features[0])->channels))
+            return SHERL_NONE;
+        op.inputs[i] = features[i];
+    }
+    size_t hidden = sherl_graph_value(graph, features[0])->channels;
+    if (!sherl_check_parameter(graph, "guidance", "weight", weight, 1, hidden) ||
+        !sherl_check_parameter(graph, "guidance", "bias", bias, 1, 1) ||
+        !sherl_check_number(graph, "guidance", "eps", eps, 0, 1))
+        return SHERL_NONE;
+    return append_like_input(graph, &op);
+}
+
+sherl_value sherl_gated_residual(sherl_graph *graph, sherl_value x, sherl_value last, sherl_parameter gate,
+                                 double temperature) {
+    if (!sherl_check_number(graph, "gated residual", "temperature", temperature, 1e-6, 1e6) ||
+        !sherl_check_parameter(graph, "gated residual", "gate", gate, 1, 1) ||
+        !sherl_check_value(graph, "gated residual", "x", x, false) ||
+        !sherl_check_value(graph, "gated residual", "last", last, false) ||
+        !sherl_check_same_rows(graph, "gated residual", x, last) ||
+        !sherl_check_channels(graph, "gated residual", "last", last, sherl_graph_value(graph, x)->channels))
+        return SHERL_NONE;
+    sherl_op op = {.type = &sherl_gate_type, .input_count = 2, .inputs = {x, last}, .parameter_count = 1,
+                   .parameters = {gate}, .settings.gate = {.temperature = temperature}};
+    return append_like_input(graph, &op);
+}
+
+/* Targets and weights come from outside: a gradient never enters them. */
+static bool check_given(sherl_graph *graph, const char *op, const char *what, sherl_value value) {
+    if (graph->status != SHERL_OK) return false;
+    uint32_t input = sherl_graph_value(graph, value)->input;
+    if (input != SHERL_NONE && !graph->network.inputs[input].needs_gradient) return true;
+    sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: %s must be an input without gradient", op, what);
+    return false;
+}
+
+static sherl_value append_loss(sherl_graph *graph, const char *name, sherl_op *op, bool integer_targets) {
+    sherl_value predictions = op->inputs[0], targets = op->inputs[1], weights = op->inputs[2];
+    if (!sherl_check_value(graph, name, "predictions", predictions, false) ||
+        !sherl_check_value(graph, name, "targets", targets, integer_targets) ||
+        !sherl_check_value(graph, name, "weights", weights, false) ||
+        !sherl_check_same_rows(graph, name, predictions, targets) ||
+        !sherl_check_same_rows(graph, name, predictions, weights) ||
+        !sherl_check_channels(graph, name, "targets", targets,
+                              integer_targets ? 1 : sherl_graph_value(graph, predictions)->channels) ||
+        !sherl_check_channels(graph, name, "weights", weights, 1) || !check_given(graph, name, "targets", targets) ||
+        !check_given(graph, name, "weights", weights))
+        return SHERL_NONE;
+    return sherl_graph_append(graph, op, sherl_graph_value(graph, predictions)->space, 1, SHERL_SAMPLES, 0, false);
+}
+
+sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value target_indices,
+                                sherl_value weights, sherl_parameter class_weights, double label_smoothing) {
+    if (!sherl_check_value(graph, "cross-entropy", "logits", logits, false) ||
+        !sherl_check_number(graph, "cross-entropy", "label smoothing", label_smoothing, 0, 1))
+        return SHERL_NONE;
+    if (class_weights != SHERL_NONE) {
+        size_t classes = sherl_graph_value(graph, logits)->channels;
+        if (!sherl_check_parameter(graph, "cross-entropy", "class weights", class_weights, 1, classes))
+            return SHERL_NONE;
+        if (sherl_parameters_role(graph->parameters, class_weights) == SHERL_TRAINABLE)
+            return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "cross-entropy: class weights cannot be trained");
+    }
+    sherl_op op = {.type = &sherl_cross_entropy_type, .input_count = 3, .inputs = {logits, target_indices, weights},
+                   .parameter_count = 1, .parameters = {class_weights},
+                   .settings.cross_entropy = {.label_smoothing = label_smoothing}};
+    return append_loss(graph, "cross-entropy", &op, true);
+}
+
+sherl_value sherl_binary_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value targets,
+                                       sherl_value weights) {
+    sherl_op op = {.type = &sherl_binary_cross_entropy_type, .input_count = 3, .inputs = {logits, targets, weights}};
+    return append_loss(graph, "binary cross-entropy", &op, false);
+}
+
+sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets,
+                                sherl_value weights) {
+    sherl_op op = {.type = &sherl_squared_error_type, .input_count = 3, .inputs = {predictions, targets, weights}};
+    return append_loss(graph, "squared error", &op, false);
+}

@@ -1,0 +1,44 @@
+/* Growing a network. */
+#include "network.h"
+
+void sherl_network_release(sherl_network *network) {
+    sherl_release(network->context, network->values);
+    sherl_release(network->context, network->inputs);
+    sherl_release(network->context, network->ops);
+    sherl_release(network->context, network->outputs);
+    *network = (sherl_network){.context = network->context, .loss = SHERL_NONE};
+}
+
+sherl_status sherl_network_add_value(sherl_network *network, sherl_value_info info, sherl_value *value) {
+    if (network->value_count >= SHERL_NONE) return SHERL_SIZE_OVERFLOW;
+    sherl_status status = sherl_grow(network->context, &network->values, &network->value_capacity,
+                                     network->value_count + 1, sizeof *network->values);
+    if (status) return status;
+    *value = (sherl_value)network->value_count;
+    network->values[network->value_count++] = info;
+    return SHERL_OK;
+}
+
+sherl_status sherl_network_add_input(sherl_network *network, sherl_input_info info) {
+    sherl_status status = sherl_grow(network->context, &network->inputs, &network->input_capacity,
+                                     network->input_count + 1, sizeof *network->inputs);
+    if (status) return status;
+    network->inputs[network->input_count++] = info;
+    return SHERL_OK;
+}
+
+sherl_status sherl_network_add_op(sherl_network *network, const sherl_op *op) {
+    sherl_status status = sherl_grow(network->context, &network->ops, &network->op_capacity, network->op_count + 1,
+                                     sizeof *network->ops);
+    if (status) return status;
+    network->ops[network->op_count++] = *op;
+    return SHERL_OK;
+}
+
+sherl_status sherl_network_add_output(sherl_network *network, sherl_value value) {
+    sherl_status status = sherl_grow(network->context, &network->outputs, &network->output_capacity,
+                                     network->output_count + 1, sizeof *network->outputs);
+    if (status) return status;
+    network->outputs[network->output_count++] = value;
+    return SHERL_OK;
+}

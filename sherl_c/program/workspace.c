@@ -1,0 +1,117 @@
+/* The workspace of a program: arenas, gradient lanes and tables, all allocated before the first step of a run. */
+#include "program.h"
+
+static void release_worker(const sherl_context *context, sherl_worker *worker) {
+    sherl_release(context, worker->arena);
+    sherl_release(context, worker->values);
+    sherl_release(context, worker->gradients);
+    sherl_release(context, worker->parameter_gradients);
+    *worker = (sherl_worker){0};
+}
+
+void sherl_workspace_release(sherl_program *program) {
+    const sherl_context *context = program->context;
+    for (size_t w = 0; w < program->worker_count; w++) release_worker(context, &program->workers[w]);
+    for (size_t l = 0; l < program->lane_count; l++) sherl_release(context, program->lanes[l]);
+    sherl_release(context, program->workers);
+    sherl_release(context, program->lanes);
+    sherl_release(context, program->tiling.bounds);
+    sherl_release(context, program->tile_losses);
+    sherl_release(context, program->tile_status);
+    sherl_release(context, program->sample_offsets);
+    sherl_release(context, program->offsets);
+    sherl_plan_release(context, &program->plan);
+}
+
+static sherl_status prepare_offsets(sherl_program *program, const sherl_batch *batch) {
+    const sherl_context *context = program->context;
+    size_t had = program->sample_capacity;
+    sherl_status status = sherl_grow(context, &program->sample_offsets, &program->sample_capacity, batch->samples + 1,
+                                     sizeof(size_t));
+    if (status) return status;
+    for (size_t i = had; i < program->sample_capacity; i++) program->sample_offsets[i] = i;
+    if (!program->offsets)
+        status = sherl_allocate(context, program->network.space_count, sizeof *program->offsets, &program->offsets);
+    if (status) return status;
+    program->offsets[SHERL_SAMPLES] = program->sample_offsets;
+    for (size_t s = 1; s < program->network.space_count; s++) program->offsets[s] = batch->offsets[s];
+    return SHERL_OK;
+}
+
+static sherl_status prepare_tiles(sherl_program *program, const sherl_batch *batch) {
+    const sherl_context *context = program->context;
+    sherl_status status = sherl_tiling_cut(program, batch->samples, program->offsets, &program->tiling);
+    if (status || program->tiling.tiles <= program->tile_capacity) return status;
+    sherl_release(context, program->tile_losses);
+    sherl_release(context, program->tile_status);
+    program->tile_losses = NULL;
+    program->tile_status = NULL;
+    program->tile_capacity = 0;
+    status = sherl_allocate(context, program->tiling.tiles, sizeof(double), &program->tile_losses);
+    if (!status)
+        status = sherl_allocate(context, program->tiling.tiles, sizeof(sherl_status), &program->tile_status);
+    if (!status) program->tile_capacity = program->tiling.tiles;
+    return status;
+}
+
+static sherl_status prepare_plan(sherl_program *program) {
+    size_t spaces = program->network.space_count;
+    size_t *lengths;
+    sherl_status status = sherl_allocate(program->context, spaces, 2 * sizeof(size_t), &lengths);
+    if (status) return status;
+    sherl_limits limits = {.rows = lengths, .longest_segment = lengths + spaces};
+    sherl_tiling_limits(program, &program->tiling, program->offsets, lengths, lengths + spaces, &limits.samples);
+    status = sherl_plan_cover(program, &limits, &program->plan);
+    sherl_release(program->context, lengths);
+    return status;
+}
+
+static sherl_status prepare_worker(sherl_program *program, sherl_worker *worker, size_t arena_bytes) {
+    const sherl_context *context = program->context;
+    size_t values = program->network.value_count;
+    sherl_status status = SHERL_OK;
+    if (!worker->values) status = sherl_allocate(context, values, sizeof(void *), &worker->values);
+    if (!status && !worker->gradients)
+        status = sherl_allocate(context, values, sizeof(sherl_real *), &worker->gradients);
+    if (!status && !worker->parameter_gradients)
+        status = sherl_allocate(context, program->parameter_count, sizeof(sherl_real *),
+                                &worker->parameter_gradients);
+    if (status || worker->arena_bytes >= arena_bytes) return status;
+    sherl_release(context, worker->arena);
+    worker->arena = NULL;
+    worker->arena_bytes = 0;
+    status = sherl_allocate_raw(context, arena_bytes, 1, &worker->arena);
+    if (!status) worker->arena_bytes = arena_bytes;
+    return status;
+}
+
+/* On a coupled program all workers share the arena of worker 0 and have only scratch of their own. */
+static sherl_status prepare_workers(sherl_program *program) {
+    size_t threads = sherl_context_threads(program->context);
+    size_t needed = threads < program->tiling.lanes ? threads : program->tiling.lanes;
+    sherl_status status = sherl_grow(program->context, &program->workers, &program->worker_count, needed,
+                                     sizeof *program->workers);
+    for (size_t w = 0; w < needed && !status; w++)
+        status = prepare_worker(program, &program->workers[w],
+                                program->coupled && w > 0 ? program->plan.scratch_bytes : program->plan.arena_bytes);
+    return status;
+}
+
+static sherl_status prepare_lanes(sherl_program *program) {
+    size_t needed = program->tiling.lanes;
+    sherl_status status =
+        sherl_grow(program->context, &program->lanes, &program->lane_count, needed, sizeof *program->lanes);
+    for (size_t l = 0; l < needed && !status; l++)
+        if (!program->lanes[l])
+            status = sherl_allocate(program->context, program->lane_size, sizeof(sherl_real), &program->lanes[l]);
+    return status;
+}
+
+sherl_status sherl_workspace_prepare(sherl_program *program, const sherl_batch *batch, bool gradient) {
+    sherl_status status = prepare_offsets(program, batch);
+    if (!status) status = prepare_tiles(program, batch);
+    if (!status) status = prepare_plan(program);
+    if (!status) status = prepare_workers(program);
+    if (!status && gradient) status = prepare_lanes(program);
+    return status;
+}

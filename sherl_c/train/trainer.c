@@ -1,0 +1,205 @@
+/* Trainers: gradients wait in the program until an update clips them and moves the weights. */
+#include "../program/program.h"
+
+#include <math.h>
+
+/* Parameters are worked on in pieces of this many reals. The cut depends on sizes alone, so sums over the pieces have
+ * the same bits on any number of threads. */
+#define CHUNK_REALS ((size_t)8192)
+
+typedef struct chunk {
+    sherl_parameter parameter;
+    size_t start, count;
+    double weight_decay;
+    double squares; /* sum over the gradient */
+} chunk;
+
+struct sherl_trainer {
+    sherl_program *program;
+    sherl_training_settings settings;
+    sherl_real *moments[2]; /* flat, laid out as the program's gradients; NULL where the optimizer has none */
+    chunk *chunks;
+    size_t chunk_count;
+    uint64_t steps;
+    bool waiting; /* gradients */
+};
+
+static bool is_rate(double number) { return isfinite(number) && number >= 0; }
+
+static bool is_decay_rate(double number) { return number >= 0 && number < 1; }
+
+static bool are_valid(const sherl_training_settings *settings) {
+    bool valid = is_rate(settings->learning_rate) && is_rate(settings->weight_decay) && is_rate(settings->clip_norm);
+    switch (settings->optimizer) {
+    case SHERL_SGD:
+        valid = valid && is_decay_rate(settings->momentum);
+        break;
+    case SHERL_ADAM:
+    case SHERL_ADAMW: /* without eps, a weight whose gradient is zero would become 0 / 0 */
+        valid = valid && is_decay_rate(settings->beta1) && is_decay_rate(settings->beta2) && is_rate(settings->eps) &&
+                (sherl_real)settings->eps > 0;
+        break;
+    default:
+        return false;
+    }
+    switch (settings->schedule) {
+    case SHERL_SCHEDULE_CONSTANT: return valid;
+    case SHERL_SCHEDULE_LINEAR:
+    case SHERL_SCHEDULE_COSINE: return valid && settings->total_steps > settings->warmup_steps;
+    case SHERL_SCHEDULE_STEP: return valid && settings->step_every > 0 && is_rate(settings->step_factor);
+    default: return false;
+    }
+}
+
+static size_t moment_count(const sherl_training_settings *settings) {
+    if (settings->optimizer == SHERL_SGD) return settings->momentum > 0 ? 1 : 0;
+    return 2;
+}
+
+static bool is_trained(const sherl_program *program, sherl_parameter parameter) {
+    return parameter < program->parameter_count && program->gradient_offsets[parameter] != SIZE_MAX;
+}
+
+static size_t parameter_size(const sherl_program *program, sherl_parameter parameter) {
+    const sherl_parameters *store = sherl_program_parameters(program);
+    return sherl_parameters_rows(store, parameter) * sherl_parameters_columns(store, parameter);
+}
+
+static sherl_status make_chunks(sherl_trainer *trainer, const bool *no_decay) {
+    const sherl_program *program = trainer->program;
+    size_t count = 0;
+    for (sherl_parameter p = 0; p < program->parameter_count; p++) {
+        if (is_trained(program, p)) count += (parameter_size(program, p) - 1) / CHUNK_REALS + 1;
+    }
+    sherl_status status =
+        sherl_allocate(sherl_program_context(program), count, sizeof *trainer->chunks, &trainer->chunks);
+    if (status != SHERL_OK) return status;
+    trainer->chunk_count = count;
+    chunk *next = trainer->chunks;
+    for (sherl_parameter p = 0; p < program->parameter_count; p++) {
+        size_t size = is_trained(program, p) ? parameter_size(program, p) : 0;
+        double decay = no_decay && no_decay[p] ? 0 : trainer->settings.weight_decay;
+        for (size_t start = 0; start < size; start += CHUNK_REALS) {
+            size_t length = size - start < CHUNK_REALS ? size - start : CHUNK_REALS;
+            *next++ = (chunk){.parameter = p, .start = start, .count = length, .weight_decay = decay};
+        }
+    }
+    return SHERL_OK;
+}
+
+sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings,
+                                  const bool *no_decay, sherl_trainer **trainer) {
+    if (!program || !settings || !trainer || !program->gradient || !are_valid(settings)) return SHERL_INVALID_ARGUMENT;
+    const sherl_context *context = sherl_program_context(program);
+    sherl_trainer *made;
+    sherl_status status = sherl_allocate(context, 1, sizeof *made, &made);
+    if (status != SHERL_OK) return status;
+    made->program = program;
+    made->settings = *settings;
+    status = make_chunks(made, no_decay);
+    for (size_t i = 0; status == SHERL_OK && i < moment_count(settings); i++) {
+        status = sherl_allocate(context, program->lane_size, sizeof(sherl_real), &made->moments[i]);
+    }
+    if (status != SHERL_OK) {
+        sherl_trainer_destroy(made);
+        return status;
+    }
+    *trainer = made;
+    return SHERL_OK;
+}
+
+void sherl_trainer_destroy(sherl_trainer *trainer) {
+    if (!trainer) return;
+    const sherl_context *context = sherl_program_context(trainer->program);
+    sherl_release(context, trainer->moments[0]);
+    sherl_release(context, trainer->moments[1]);
+    sherl_release(context, trainer->chunks);
+    sherl_release(context, trainer);
+}
+
+sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch *batch, double *loss) {
+    double batch_loss = 0;
+    sherl_status status = sherl_program_gradient(trainer->program, batch, trainer->waiting, &batch_loss);
+    if (status == SHERL_OK && !isfinite(batch_loss)) status = SHERL_NOT_FINITE;
+    /* A run that failed may have added a part of its gradient to what waited. */
+    trainer->waiting = status == SHERL_OK;
+    if (status == SHERL_OK && loss) *loss = batch_loss;
+    return status;
+}
+
+void sherl_trainer_discard(sherl_trainer *trainer) { trainer->waiting = false; }
+
+static const sherl_real *chunk_gradient(const sherl_trainer *trainer, const chunk *piece) {
+    return sherl_program_parameter_gradient(trainer->program, piece->parameter) + piece->start;
+}
+
+static void sum_squares(void *state, size_t task, size_t worker) {
+    (void)worker;
+    sherl_trainer *trainer = state;
+    chunk *piece = &trainer->chunks[task];
+    const sherl_kernels *kernels = sherl_program_context(trainer->program)->kernels;
+    piece->squares = kernels->sum_of_squares(chunk_gradient(trainer, piece), piece->count);
+}
+
+typedef struct weight_update {
+    sherl_trainer *trainer;
+    double gradient_scale, learning_rate, correction1, correction2;
+} weight_update;
+
+static void move_weights(void *state, size_t task, size_t worker) {
+    (void)worker;
+    const weight_update *update = state;
+    const sherl_trainer *trainer = update->trainer;
+    const sherl_training_settings *settings = &trainer->settings;
+    const sherl_kernels *kernels = sherl_program_context(trainer->program)->kernels;
+    const chunk *piece = &trainer->chunks[task];
+    size_t offset = trainer->program->gradient_offsets[piece->parameter] + piece->start;
+    sherl_real *weights =
+        sherl_parameters_mutable_data(sherl_program_parameters(trainer->program), piece->parameter) + piece->start;
+    sherl_real *moments[2];
+    for (int i = 0; i < 2; i++) moments[i] = trainer->moments[i] ? trainer->moments[i] + offset : NULL;
+    if (settings->optimizer == SHERL_SGD) {
+        kernels->sgd(weights, chunk_gradient(trainer, piece), moments[0], piece->count, update->gradient_scale,
+                     update->learning_rate, piece->weight_decay, settings->momentum);
+    } else {
+        kernels->adam(weights, chunk_gradient(trainer, piece), moments[0], moments[1], piece->count,
+                      update->gradient_scale, update->learning_rate, piece->weight_decay, settings->beta1,
+                      settings->beta2, settings->eps, update->correction1, update->correction2,
+                      settings->optimizer == SHERL_ADAMW);
+    }
+}
+
+sherl_status sherl_trainer_update(sherl_trainer *trainer, double *gradient_norm) {
+    if (!trainer->waiting) return SHERL_INVALID_ARGUMENT;
+    trainer->waiting = false;
+    const sherl_training_settings *settings = &trainer->settings;
+    sherl_thread_pool *pool = sherl_program_context(trainer->program)->pool;
+    sherl_pool_run(pool, trainer->chunk_count, sum_squares, trainer);
+    double squares = 0;
+    for (size_t i = 0; i < trainer->chunk_count; i++) squares += trainer->chunks[i].squares;
+    double norm = sqrt(squares);
+    if (!isfinite(norm)) return SHERL_NOT_FINITE;
+
+    double scale = settings->clip_norm > 0 ? fmin(1, settings->clip_norm / (norm + 1e-6)) : 1;
+    double step = (double)trainer->steps + 1;
+    weight_update update = {trainer, scale, sherl_learning_rate(settings, trainer->steps),
+                            1 - pow(settings->beta1, step), 1 - pow(settings->beta2, step)};
+    sherl_pool_run(pool, trainer->chunk_count, move_weights, &update);
+    trainer->steps++;
+    if (gradient_norm) *gradient_norm = norm;
+    return SHERL_OK;
+}
+
+uint64_t sherl_trainer_steps(const sherl_trainer *trainer) { return trainer->steps; }
+
+void sherl_trainer_set_steps(sherl_trainer *trainer, uint64_t steps) { trainer->steps = steps; }
+
+sherl_real *sherl_trainer_moment(sherl_trainer *trainer, int moment, sherl_parameter parameter) {
+    if (moment < 0 || moment > 1 || !trainer->moments[moment] || !is_trained(trainer->program, parameter)) return NULL;
+    return trainer->moments[moment] + trainer->program->gradient_offsets[parameter];
+}
+
+size_t sherl_trainer_bytes(const sherl_trainer *trainer) {
+    size_t reals = moment_count(&trainer->settings) * trainer->program->lane_size;
+    return sizeof *trainer + trainer->chunk_count * sizeof *trainer->chunks + reals * sizeof(sherl_real);
+}
