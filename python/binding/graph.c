@@ -1,0 +1,479 @@
+/* The type Graph: builds a program out of row spaces, inputs, parameters and ops. */
+#include "graph.h"
+
+#include "arrays.h"
+
+const char *const activation_names[] = {"identity", "relu", "gelu", "gelu_tanh", "quick_gelu",
+                                        "silu",     "sigmoid", "tanh", NULL};
+const char *const pooling_names[] = {"first", "mean", "max", NULL};
+static const char *const initializer_names[] = {"zeros", "ones", "xavier_uniform", "normal", NULL};
+
+/* ---- Results and sequences --------------------------------------------------------------------------------------- */
+
+static void raise_graph_error(GraphObject *self) {
+    sherl_status status = sherl_graph_status(self->graph);
+    PyErr_SetString(status_exception(status), sherl_graph_message(self->graph));
+}
+
+PyObject *graph_result(GraphObject *self, uint32_t handle) {
+    if (handle != SHERL_NONE) return PyLong_FromUnsignedLong(handle);
+    raise_graph_error(self);
+    return NULL;
+}
+
+bool parse_handles(const char *name, PyObject *object, uint32_t **handles, size_t *count) {
+    PyObject *items = parse_sequence(name, object, ANY_LENGTH, "value");
+    if (!items) return false;
+    *count = (size_t)PyTuple_GET_SIZE(items);
+    *handles = PyMem_Calloc(*count, sizeof **handles);
+    if (!*handles) PyErr_NoMemory();
+    for (size_t i = 0; *handles && i < *count; i++) {
+        char item_name[40];
+        uint64_t number;
+        PyOS_snprintf(item_name, sizeof item_name, "%s[%zu]", name, i);
+        if (parse_integer(item_name, PyTuple_GET_ITEM(items, (Py_ssize_t)i), 0, SHERL_NONE - 1, &number)) {
+            (*handles)[i] = (uint32_t)number;
+        } else {
+            PyMem_Free(*handles);
+            *handles = NULL;
+        }
+    }
+    Py_DECREF(items);
+    return *handles != NULL;
+}
+
+/* ---- Declarations ------------------------------------------------------------------------------------------------ */
+
+void declarations_release(declarations *declared) {
+    PyMem_Free(declared->inputs.items);
+    PyMem_Free(declared->outputs.items);
+    *declared = (declarations){0};
+}
+
+/* Room for one more. What the core has declared must be recorded, so room is made first. */
+static bool reserve(declared_list *list) {
+    if (list->count < list->capacity) return true;
+    size_t capacity = list->capacity ? 2 * list->capacity : 8;
+    declared_rows *items = PyMem_Realloc(list->items, capacity * sizeof *items);
+    if (!items) {
+        PyErr_NoMemory();
+        return false;
+    }
+    list->items = items;
+    list->capacity = capacity;
+    return true;
+}
+
+static bool copy_list(declared_list *copy, const declared_list *list) {
+    copy->items = PyMem_Calloc(list->count, sizeof *copy->items);
+    if (!copy->items) {
+        PyErr_NoMemory();
+        return false;
+    }
+    for (size_t i = 0; i < list->count; i++) copy->items[i] = list->items[i];
+    copy->count = copy->capacity = list->count;
+    return true;
+}
+
+static bool copy_declarations(declarations *copy, const declarations *declared) {
+    *copy = (declarations){.spaces = declared->spaces, .has_loss = declared->has_loss};
+    if (copy_list(&copy->inputs, &declared->inputs) && copy_list(&copy->outputs, &declared->outputs)) return true;
+    declarations_release(copy);
+    return false;
+}
+
+static PyObject *graph_space(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *name;
+    argument arguments[] = {text_argument("name", &name)};
+    if (!parse_arguments("space", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    sherl_space space = sherl_graph_space(self->graph, name);
+    if (space != SHERL_NONE) self->declared.spaces = (size_t)space + 1;
+    return graph_result(self, space);
+}
+
+static PyObject *graph_input(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *name;
+    declared_rows rows = {0};
+    argument arguments[] = {text_argument("name", &name), handle_argument("space", &rows.space),
+                            count_argument("channels", 1, &rows.channels),
+                            optional(flag_argument("needs_gradient", &rows.has_sink))};
+    if (!parse_arguments("input", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
+    declared_list *inputs = &self->declared.inputs;
+    if (!reserve(inputs)) return NULL;
+    sherl_value value = sherl_graph_input(self->graph, name, rows.space, rows.channels, rows.has_sink);
+    if (value != SHERL_NONE) inputs->items[inputs->count++] = rows;
+    return graph_result(self, value);
+}
+
+static PyObject *graph_indices(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *name;
+    declared_rows rows = {.channels = 1, .integers = true};
+    argument arguments[] = {text_argument("name", &name), handle_argument("space", &rows.space)};
+    if (!parse_arguments("indices", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    declared_list *inputs = &self->declared.inputs;
+    if (!reserve(inputs)) return NULL;
+    sherl_value value = sherl_graph_indices(self->graph, name, rows.space);
+    if (value != SHERL_NONE) inputs->items[inputs->count++] = rows;
+    return graph_result(self, value);
+}
+
+static PyObject *graph_output(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value value;
+    argument arguments[] = {handle_argument("value", &value)};
+    if (!parse_arguments("output", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    declared_list *outputs = &self->declared.outputs;
+    if (!reserve(outputs)) return NULL;
+    sherl_graph_output(self->graph, value);
+    if (sherl_graph_status(self->graph)) return graph_result(self, SHERL_NONE);
+    outputs->items[outputs->count++] = (declared_rows){.space = sherl_graph_value_space(self->graph, value),
+                                                       .channels = sherl_graph_channels(self->graph, value),
+                                                       .has_sink = true};
+    Py_RETURN_NONE;
+}
+
+static PyObject *graph_loss(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value value;
+    argument arguments[] = {handle_argument("value", &value)};
+    if (!parse_arguments("loss", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    sherl_graph_loss(self->graph, value);
+    if (sherl_graph_status(self->graph)) return graph_result(self, SHERL_NONE);
+    self->declared.has_loss = true;
+    Py_RETURN_NONE;
+}
+
+/* ---- Parameters -------------------------------------------------------------------------------------------------- */
+
+static bool parse_shape(PyObject *object, size_t *rows, size_t *columns) {
+    PyObject *items = parse_sequence("shape", object, ANY_LENGTH, "dimension");
+    if (!items) return false;
+    Py_ssize_t count = PyTuple_GET_SIZE(items);
+    uint64_t lengths[2] = {SHERL_VECTOR, 0};
+    bool good = count == 1 || count == 2;
+    if (!good) PyErr_Format(PyExc_ValueError, "shape must have one or two dimensions, not %zd", count);
+    for (Py_ssize_t i = 0; good && i < count; i++) {
+        char name[40];
+        PyOS_snprintf(name, sizeof name, "shape[%zd]", i);
+        good = parse_integer(name, PyTuple_GET_ITEM(items, i), 1, PTRDIFF_MAX, &lengths[2 - count + i]);
+    }
+    Py_DECREF(items);
+    *rows = (size_t)lengths[0];
+    *columns = (size_t)lengths[1];
+    return good;
+}
+
+/* The data of a new parameter: an array for a frozen one, None for any other. False with an exception set. */
+static bool parse_data(GraphObject *self, const char *name, int role, PyObject *array, size_t rows, size_t columns,
+                       const sherl_real **data) {
+    if ((role == SHERL_FROZEN) != (array != NULL)) {
+        PyErr_SetString(PyExc_ValueError, role == SHERL_FROZEN
+                                              ? "data must be an array for a frozen parameter, not None"
+                                              : "data must be None for a parameter that is not frozen");
+        return false;
+    }
+    *data = array ? array_frozen("data", array, rows, columns) : NULL;
+    return !array || (*data && parameters_hold(self->parameters, name, array, *data));
+}
+
+static PyObject *graph_parameter(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *name;
+    PyObject *shape, *array = NULL;
+    int role = SHERL_TRAINABLE, initializer = SHERL_INIT_ZEROS;
+    argument arguments[] = {text_argument("name", &name), object_argument("shape", &shape),
+                            optional(choice_argument("role", role_names, &role)),
+                            optional(choice_argument("initializer", initializer_names, &initializer)),
+                            or_none(object_argument("data", &array))};
+    if (!parse_arguments("parameter", args, keywords, arguments, LENGTH(arguments), 5)) return NULL;
+    size_t rows, columns;
+    const sherl_real *data;
+    if (!parse_shape(shape, &rows, &columns) || !parse_data(self, name, role, array, rows, columns, &data)) return NULL;
+    core_lock(self->parameters->state);
+    sherl_parameter parameter = sherl_graph_parameter(self->graph, name, rows, columns, (sherl_role)role,
+                                                      (sherl_initializer)initializer, data);
+    core_unlock(self->parameters->state);
+    return graph_result(self, parameter);
+}
+
+/* ---- Ops: in the order of sherl.h, each as it is there ----------------------------------------------------------- */
+
+static PyObject *graph_linear(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    sherl_parameter weight, bias = SHERL_NONE;
+    int activation = SHERL_IDENTITY;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("weight", &weight),
+                            or_none(handle_argument("bias", &bias)),
+                            optional(choice_argument("activation", activation_names, &activation))};
+    if (!parse_arguments("linear", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
+    return graph_result(self, sherl_linear(self->graph, x, weight, bias, (sherl_activation)activation));
+}
+
+static PyObject *graph_activate(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    int activation;
+    argument arguments[] = {handle_argument("x", &x), choice_argument("activation", activation_names, &activation)};
+    if (!parse_arguments("activate", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_activate(self->graph, x, (sherl_activation)activation));
+}
+
+static PyObject *graph_layer_norm(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    sherl_parameter weight, bias;
+    double eps;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("weight", &weight),
+                            handle_argument("bias", &bias), real_argument("eps", &eps)};
+    if (!parse_arguments("layer_norm", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
+    return graph_result(self, sherl_layer_norm(self->graph, x, weight, bias, eps));
+}
+
+static PyObject *graph_batch_norm(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    sherl_parameter weight, bias, mean, variance;
+    double eps, momentum;
+    argument arguments[] = {handle_argument("x", &x),
+                            handle_argument("weight", &weight),
+                            handle_argument("bias", &bias),
+                            handle_argument("running_mean", &mean),
+                            handle_argument("running_variance", &variance),
+                            real_argument("eps", &eps),
+                            real_argument("momentum", &momentum)};
+    if (!parse_arguments("batch_norm", args, keywords, arguments, LENGTH(arguments), 7)) return NULL;
+    return graph_result(self, sherl_batch_norm(self->graph, x, weight, bias, mean, variance, eps, momentum));
+}
+
+static PyObject *graph_dropout(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    double rate;
+    argument arguments[] = {handle_argument("x", &x), real_argument("rate", &rate)};
+    if (!parse_arguments("dropout", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_dropout(self->graph, x, rate));
+}
+
+static PyObject *graph_add(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value a, b;
+    argument arguments[] = {handle_argument("a", &a), handle_argument("b", &b)};
+    if (!parse_arguments("add", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_add(self->graph, a, b));
+}
+
+static PyObject *graph_multiply(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value a, b;
+    argument arguments[] = {handle_argument("a", &a), handle_argument("b", &b)};
+    if (!parse_arguments("multiply", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_multiply(self->graph, a, b));
+}
+
+static PyObject *graph_embedding(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value indices;
+    sherl_parameter table;
+    argument arguments[] = {handle_argument("indices", &indices), handle_argument("table", &table)};
+    if (!parse_arguments("embedding", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_embedding(self->graph, indices, table));
+}
+
+static PyObject *graph_attention(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value query, key, value;
+    size_t heads;
+    double scale, dropout = 0;
+    bool causal = false;
+    argument arguments[] = {handle_argument("query", &query),
+                            handle_argument("key", &key),
+                            handle_argument("value", &value),
+                            count_argument("heads", 1, &heads),
+                            real_argument("scale", &scale),
+                            optional(flag_argument("causal", &causal)),
+                            optional(real_argument("dropout", &dropout))};
+    if (!parse_arguments("attention", args, keywords, arguments, LENGTH(arguments), 7)) return NULL;
+    return graph_result(self, sherl_attention(self->graph, query, key, value, heads, scale, causal, dropout));
+}
+
+static PyObject *graph_pool(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    int pooling;
+    argument arguments[] = {handle_argument("x", &x), choice_argument("pooling", pooling_names, &pooling)};
+    if (!parse_arguments("pool", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_pool(self->graph, x, (sherl_pooling)pooling));
+}
+
+static PyObject *graph_guidance(GraphObject *self, PyObject *args, PyObject *keywords) {
+    PyObject *sequence;
+    sherl_parameter weight, bias;
+    double eps;
+    bool add_guide = true;
+    argument arguments[] = {object_argument("features", &sequence), handle_argument("weight", &weight),
+                            handle_argument("bias", &bias), real_argument("eps", &eps),
+                            optional(flag_argument("add_guide", &add_guide))};
+    if (!parse_arguments("guidance", args, keywords, arguments, LENGTH(arguments), 5)) return NULL;
+    sherl_value *features;
+    size_t count;
+    if (!parse_handles("features", sequence, &features, &count)) return NULL;
+    sherl_value value = sherl_guidance(self->graph, features, count, weight, bias, eps, add_guide);
+    PyMem_Free(features);
+    return graph_result(self, value);
+}
+
+static PyObject *graph_gated_residual(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x, last;
+    sherl_parameter gate;
+    double temperature;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("last", &last), handle_argument("gate", &gate),
+                            real_argument("temperature", &temperature)};
+    if (!parse_arguments("gated_residual", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
+    return graph_result(self, sherl_gated_residual(self->graph, x, last, gate, temperature));
+}
+
+static PyObject *graph_cross_entropy(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value logits, targets, weights;
+    sherl_parameter class_weights = SHERL_NONE;
+    double smoothing = 0;
+    argument arguments[] = {handle_argument("logits", &logits), handle_argument("target_indices", &targets),
+                            handle_argument("weights", &weights),
+                            or_none(handle_argument("class_weights", &class_weights)),
+                            optional(real_argument("label_smoothing", &smoothing))};
+    if (!parse_arguments("cross_entropy", args, keywords, arguments, LENGTH(arguments), 5)) return NULL;
+    return graph_result(self, sherl_cross_entropy(self->graph, logits, targets, weights, class_weights, smoothing));
+}
+
+static PyObject *graph_binary_cross_entropy(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value logits, targets, weights;
+    argument arguments[] = {handle_argument("logits", &logits), handle_argument("targets", &targets),
+                            handle_argument("weights", &weights)};
+    if (!parse_arguments("binary_cross_entropy", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    return graph_result(self, sherl_binary_cross_entropy(self->graph, logits, targets, weights));
+}
+
+static PyObject *graph_squared_error(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value predictions, targets, weights;
+    argument arguments[] = {handle_argument("predictions", &predictions), handle_argument("targets", &targets),
+                            handle_argument("weights", &weights)};
+    if (!parse_arguments("squared_error", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    return graph_result(self, sherl_squared_error(self->graph, predictions, targets, weights));
+}
+
+/* ---- Life -------------------------------------------------------------------------------------------------------- */
+
+static PyObject *graph_compile(GraphObject *self, PyObject *args, PyObject *keywords) {
+    bool gradient;
+    argument arguments[] = {flag_argument("gradient", &gradient)};
+    if (!parse_arguments("compile", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    declarations declared;
+    if (!copy_declarations(&declared, &self->declared)) return NULL;
+    sherl_program *program;
+    core_lock(self->parameters->state);
+    sherl_status status = sherl_program_compile(self->graph, gradient, &program);
+    core_unlock(self->parameters->state);
+    if (!status) return program_wrap(self->parameters, program, declared, gradient);
+    declarations_release(&declared);
+    if (sherl_graph_status(self->graph)) return graph_result(self, SHERL_NONE);
+    return raise_status(status, "compile");
+}
+
+static PyObject *graph_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
+    PyObject *parameters;
+    bool training;
+    argument arguments[] = {object_argument("parameters", &parameters), flag_argument("training", &training)};
+    if (!parse_arguments("Graph", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    module_state *state = PyType_GetModuleState(type);
+    if (!Py_IS_TYPE(parameters, state->parameters_type)) {
+        PyErr_Format(PyExc_TypeError, "parameters must be a Parameters of this module, not %.100s",
+                     Py_TYPE(parameters)->tp_name);
+        return NULL;
+    }
+    GraphObject *self = (GraphObject *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    Py_INCREF(parameters);
+    self->parameters = (ParametersObject *)parameters;
+    self->declared.spaces = 1;
+    sherl_status status =
+        sherl_graph_create(state->context, self->parameters->parameters, training, &self->graph);
+    if (!status) return (PyObject *)self;
+    Py_DECREF(self);
+    return raise_status(status, "Graph");
+}
+
+static int graph_traverse(GraphObject *self, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->parameters);
+    return 0;
+}
+
+static void graph_dealloc(GraphObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    sherl_graph_destroy(self->graph);
+    declarations_release(&self->declared);
+    Py_XDECREF(self->parameters);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef graph_methods[] = {
+    METHOD("space", graph_space,
+           "space($self, name)\n--\n\nA row space whose segment lengths are given with each batch."),
+    METHOD("input", graph_input,
+           "input($self, name, space, channels, needs_gradient=False)\n--\n\nRows of reals, bound by order."),
+    METHOD("indices", graph_indices, "indices($self, name, space)\n--\n\nRows of one integer, bound by order."),
+    METHOD("parameter", graph_parameter,
+           "parameter($self, name, shape, role='trainable', initializer='zeros', data=None)\n--\n\n"
+           "Add a parameter to the store, or find the one of that name, which must agree."),
+    METHOD("output", graph_output, "output($self, value)\n--\n\nMake a value an output, bound by order."),
+    METHOD("loss", graph_loss, "loss($self, value)\n--\n\nMake the sum over a value's rows the loss."),
+    METHOD("linear", graph_linear,
+           "linear($self, x, weight, bias=None, activation='identity')\n--\n\nactivation(x W^T + b)"),
+    METHOD("activate", graph_activate, "activate($self, x, activation)\n--\n\nactivation(x)"),
+    METHOD("layer_norm", graph_layer_norm,
+           "layer_norm($self, x, weight, bias, eps)\n--\n\nNormalize each row over its channels."),
+    METHOD("batch_norm", graph_batch_norm,
+           "batch_norm($self, x, weight, bias, running_mean, running_variance, eps, momentum)\n--\n\n"
+           "Normalize each channel over the rows of the batch, or by the running statistics."),
+    METHOD("dropout", graph_dropout, "dropout($self, x, rate)\n--\n\nDropout in a training graph, else x."),
+    METHOD("add", graph_add, "add($self, a, b)\n--\n\na + b"),
+    METHOD("multiply", graph_multiply, "multiply($self, a, b)\n--\n\na * b"),
+    METHOD("embedding", graph_embedding, "embedding($self, indices, table)\n--\n\ntable[indices]"),
+    METHOD("attention", graph_attention,
+           "attention($self, query, key, value, heads, scale, causal=False, dropout=0.0)\n--\n\n"
+           "softmax(scale q k^T) v, head by head, inside each segment."),
+    METHOD("pool", graph_pool, "pool($self, x, pooling)\n--\n\nOne row a sample: its first, mean or maximum."),
+    METHOD("guidance", graph_guidance,
+           "guidance($self, features, weight, bias, eps, add_guide=True)\n--\n\n"
+           "The anti-redundancy consolidation of shallow features by the last one."),
+    METHOD("gated_residual", graph_gated_residual,
+           "gated_residual($self, x, last, gate, temperature)\n--\n\nx + tanh(gate / temperature) last"),
+    METHOD("cross_entropy", graph_cross_entropy,
+           "cross_entropy($self, logits, target_indices, weights, class_weights=None, label_smoothing=0.0)\n--\n\n"
+           "Cross-entropy of each row, times the row's weight."),
+    METHOD("binary_cross_entropy", graph_binary_cross_entropy,
+           "binary_cross_entropy($self, logits, targets, weights)\n--\n\n"
+           "Mean over the channels, times the row's weight."),
+    METHOD("squared_error", graph_squared_error,
+           "squared_error($self, predictions, targets, weights)\n--\n\n"
+           "Mean over the channels, times the row's weight."),
+    METHOD("mtsa", graph_mtsa,
+           "mtsa($self, prefix, taps, last, *, hidden, out_features, down='layernorm', guidance='token', "
+           "up_norm=False, eps=1e-08, down_norm_eps=1e-05, up_norm_eps=1e-12, dropout=0.0, gate_temperature=0.1)\n--\n\n"
+           "The MTSA block over taps of one row space, the guide last."),
+    METHOD("transformer_layer", graph_transformer_layer,
+           "transformer_layer($self, prefix, x, weights, *, heads, intermediate, activation='gelu', eps=1e-12, "
+           "dropout=0.0, attention_dropout=0.0)\n--\n\n"
+           "A post-norm encoder layer: frozen with the given weights, or trainable when they are None."),
+    METHOD("head", graph_head,
+           "head($self, prefix, x, *, outputs, pooling='first', pooler=False, dropout=0.0)\n--\n\n"
+           "Pool each sample's rows and map them to the outputs."),
+    METHOD("compile", graph_compile,
+           "compile($self, gradient)\n--\n\nThe program, with a backward part or without."),
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot graph_slots[] = {
+    {Py_tp_doc, "Graph(parameters, training)\n--\n\nBuilds a program; values and row spaces are its integers."},
+    {Py_tp_new, graph_new},
+    {Py_tp_traverse, graph_traverse},
+    {Py_tp_dealloc, graph_dealloc},
+    {Py_tp_methods, graph_methods},
+    {0, NULL},
+};
+
+PyType_Spec graph_spec = {
+    .name = MODULE_NAME ".Graph",
+    .basicsize = sizeof(GraphObject),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = graph_slots,
+};

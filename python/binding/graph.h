@@ -1,0 +1,21 @@
+/* What graph.c and graph_blocks.c share. */
+#ifndef SHERL_BINDING_GRAPH_H
+#define SHERL_BINDING_GRAPH_H
+
+#include "arguments.h"
+
+extern const char *const activation_names[]; /* by sherl_activation */
+extern const char *const pooling_names[];    /* by sherl_pooling */
+
+/* A handle that a builder returned as a Python integer, or the graph's error raised. */
+PyObject *graph_result(GraphObject *self, uint32_t handle);
+
+/* Handles out of a sequence of integers; release them with PyMem_Free. */
+bool parse_handles(const char *name, PyObject *object, uint32_t **handles, size_t *count);
+
+/* Methods that add whole blocks. */
+PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_head(GraphObject *self, PyObject *args, PyObject *keywords);
+
+#endif
