@@ -47,8 +47,10 @@ static bool parse_real(const argument *given, double *number) {
         return false;
     }
     double parsed = PyFloat_AsDouble(given->given);
+    bool too_large = PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError);
+    if (too_large) PyErr_Clear();
     if (PyErr_Occurred()) return false;
-    if (!isfinite(parsed)) {
+    if (too_large || !isfinite(parsed)) {
         PyErr_Format(PyExc_ValueError, "%s must be finite, not %R", given->name, given->given);
         return false;
     }

@@ -86,13 +86,6 @@ static bool check_layout(const char *name, PyArrayObject *array) {
     return !expected;
 }
 
-bool array_columns(const char *name, PyObject *object, size_t *columns) {
-    PyArrayObject *array = as_array(name, object);
-    if (!array || !check_dimensions(name, array, 2)) return false;
-    *columns = (size_t)PyArray_DIM(array, 1);
-    return true;
-}
-
 const sherl_real *array_frozen(const char *name, PyObject *object, size_t rows, size_t columns) {
     npy_intp lengths[2];
     int count = dimensions(rows, columns, lengths);

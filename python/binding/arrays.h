@@ -16,8 +16,6 @@ void array_fill(PyObject *array, const sherl_real *data);
 /* The data of an array that the core may keep as a frozen parameter: exactly of this shape, C-contiguous, aligned, in
  * native byte order, of the core's own type. NULL with an exception set. */
 const sherl_real *array_frozen(const char *name, PyObject *array, size_t rows, size_t columns);
-/* Length of the second dimension of a two-dimensional array; false with an exception set. */
-bool array_columns(const char *name, PyObject *array, size_t *columns);
 
 /* What the rows of one input or output must be. */
 typedef struct row_request {

@@ -355,11 +355,13 @@ static PyObject *graph_compile(GraphObject *self, PyObject *args, PyObject *keyw
     argument arguments[] = {flag_argument("gradient", &gradient)};
     if (!parse_arguments("compile", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
     declarations declared;
-    if (!copy_declarations(&declared, &self->declared)) return NULL;
     sherl_program *program;
-    core_lock(self->parameters->state);
-    sherl_status status = sherl_program_compile(self->graph, gradient, &program);
+    sherl_status status = SHERL_OK;
+    core_lock(self->parameters->state); /* may let another thread declare more, so the copy comes after it */
+    bool copied = copy_declarations(&declared, &self->declared);
+    if (copied) status = sherl_program_compile(self->graph, gradient, &program);
     core_unlock(self->parameters->state);
+    if (!copied) return NULL;
     if (!status) return program_wrap(self->parameters, program, declared, gradient);
     declarations_release(&declared);
     if (sherl_graph_status(self->graph)) return graph_result(self, SHERL_NONE);
@@ -448,7 +450,8 @@ static PyMethodDef graph_methods[] = {
            "Mean over the channels, times the row's weight."),
     METHOD("mtsa", graph_mtsa,
            "mtsa($self, prefix, taps, last, *, hidden, out_features, down='layernorm', guidance='token', "
-           "up_norm=False, eps=1e-08, down_norm_eps=1e-05, up_norm_eps=1e-12, dropout=0.0, gate_temperature=0.1)\n--\n\n"
+           "up_norm=False, eps=1e-08, down_norm_eps=1e-05, up_norm_eps=1e-12, dropout=0.0, "
+           "gate_temperature=0.1)\n--\n\n"
            "The MTSA block over taps of one row space, the guide last."),
     METHOD("transformer_layer", graph_transformer_layer,
            "transformer_layer($self, prefix, x, weights, *, heads, intermediate, activation='gelu', eps=1e-12, "

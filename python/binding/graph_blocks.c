@@ -143,11 +143,10 @@ static bool hold_weight(ParametersObject *parameters, const char *prefix, const 
     return held;
 }
 
-static bool parse_weights(GraphObject *self, const char *prefix, PyObject *dictionary, size_t intermediate,
-                          sherl_transformer_weights *weights) {
-    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [HIDDEN] = 0, [INTERMEDIATE] = intermediate};
-    PyObject *query = weight_of(dictionary, "query_weight");
-    if (!query || !array_columns("weights[\"query_weight\"]", query, &sizes[HIDDEN])) return false;
+/* The core gets bare pointers, so the shapes must be those that it will make of the channels of x. */
+static bool parse_weights(GraphObject *self, const char *prefix, PyObject *dictionary, size_t channels,
+                          size_t intermediate, sherl_transformer_weights *weights) {
+    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [HIDDEN] = channels, [INTERMEDIATE] = intermediate};
     for (size_t i = 0; i < LENGTH(layer_weights); i++) {
         const struct layer_weight *weight = &layer_weights[i];
         char name[64];
@@ -182,7 +181,9 @@ PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *k
     sherl_transformer_weights weights = {0};
     PyObject *dictionary = settings.frozen ? copy_weights(mapping) : NULL;
     if (settings.frozen && !dictionary) return NULL;
-    bool good = !settings.frozen || parse_weights(self, prefix, dictionary, settings.intermediate, &weights);
+    size_t channels = sherl_graph_channels(self->graph, x); /* 0: no such value, which the core will say */
+    bool good = !dictionary || channels == 0 ||
+                parse_weights(self, prefix, dictionary, channels, settings.intermediate, &weights);
     Py_XDECREF(dictionary);
     if (!good) return NULL;
     core_lock(self->parameters->state);

@@ -49,10 +49,10 @@ void core_unlock(module_state *state);
 PyThreadState *core_enter(module_state *state);
 void core_leave(module_state *state, PyThreadState *thread);
 
-/* ---- Objects ----------------------------------------------------------------------------------------------------------
+/* ---- Objects --------------------------------------------------------------------------------------------------------
  * Each holds what it needs for life: a trainer its program, a program and a graph their store, a store the module with
- * the context. None can be made to refer to a later one, so none needs a tp_clear: a cycle always passes through a list
- * or a dictionary, which has one. And so nothing is let go before the C object that needs it is destroyed. */
+ * the context. None can be made to refer to a later one, so none needs a tp_clear: a cycle always passes through a
+ * list or a dictionary, which has one. And so nothing is let go before the C object that needs it is destroyed. */
 
 typedef struct ParametersObject {
     PyObject_HEAD
@@ -94,7 +94,8 @@ typedef struct ProgramObject {
     ParametersObject *parameters;
     sherl_program *program;
     declarations declared;
-    bool gradient; /* compiled with a backward part */
+    bool gradient;      /* compiled with a backward part */
+    bool has_gradients; /* which has run */
 } ProgramObject;
 
 typedef struct TrainerObject {

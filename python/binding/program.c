@@ -22,6 +22,7 @@ static PyObject *run(ProgramObject *self, const batch_arguments *given, bool gra
     batch_release(&batch);
     if (!bound) return NULL;
     if (status) return raise_status(status, gradient ? "gradient" : "forward");
+    if (gradient) self->has_gradients = true;
     if (self->declared.has_loss) return PyFloat_FromDouble(loss);
     Py_RETURN_NONE;
 }
@@ -70,6 +71,8 @@ static PyObject *program_parameter_gradient(ProgramObject *self, PyObject *args,
     if (!parse_arguments("parameter_gradient", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
     sherl_parameter parameter = parameters_find(self->parameters, name);
     if (parameter == SHERL_NONE) return NULL;
+    if (!self->has_gradients)
+        return PyErr_Format(PyExc_ValueError, "the program has no gradients yet: a backward part must run first");
     size_t rows = parameters_rows(self->parameters, parameter);
     size_t columns = sherl_parameters_columns(self->parameters->parameters, parameter);
     PyObject *copy = array_empty(rows, columns);

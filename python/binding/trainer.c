@@ -29,7 +29,9 @@ static PyObject *trainer_accumulate(TrainerObject *self, PyObject *args, PyObjec
     }
     batch_release(&batch);
     if (!bound) return NULL;
-    return status ? raise_status(status, "accumulate") : PyFloat_FromDouble(loss);
+    if (status) return raise_status(status, "accumulate");
+    self->program->has_gradients = true;
+    return PyFloat_FromDouble(loss);
 }
 
 static PyObject *trainer_update(TrainerObject *self, PyObject *Py_UNUSED(ignored)) {

@@ -2,6 +2,7 @@
 
 ``sherl._core`` computes in float32; ``sherl._core_double`` is the same source compiled in float64, for tests.
 Every function checks its arguments and raises ValueError, TypeError, MemoryError or FloatingPointError with a sentence.
+All may be called from any thread; long calls drop the GIL, and the core works on one at a time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ REAL: str  # "float32" or "float64": the dtype of everything owned by the core
 
 def config() -> dict[str, str | int]: ...  # version, blas, instruction_set, threads
 def threads() -> int: ...
-def set_threads(threads: int) -> None: ...
+def set_threads(threads: int) -> None: ...  # 0: as many as there are processors
 
 # For tests: the allocation with this number (counted from now, first is 1) fails, and, unless once, all after it.
 # None ends it. allocations() counts allocations made since the last call of fail_allocation; live_allocations() those
@@ -108,7 +109,7 @@ class Program:
                  outputs: Sequence[Source | None] | None = None, *, cotangents: Sequence[Source] | None = None,
                  input_gradients: Sequence[Source | None] | None = None, add: bool = False, seed: int = 0,
                  step: int = 0) -> float | None: ...
-    def parameter_gradient(self, name: str) -> Array: ...  # a copy, of the parameter's shape
+    def parameter_gradient(self, name: str) -> Array: ...  # a copy; after gradient or accumulate
     def memory(self, samples: int, offsets: Sequence[Array | None]) -> dict[str, int]: ...
     def set_tile_rows(self, rows: int) -> None: ...
     def describe(self) -> str: ...

@@ -1,5 +1,5 @@
-/* Losses, one a row: y = weights * loss(x, target). Inputs: x (rows, channels), targets, weights (rows, 1); y: (rows, 1).
- * Targets and weights get no gradient. */
+/* Losses, one a row: y = weights * loss(x, target). Inputs: x (rows, channels), targets, weights (rows, 1);
+ * y: (rows, 1). Targets and weights get no gradient. */
 #include <math.h>
 #include <string.h>
 

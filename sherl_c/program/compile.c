@@ -115,7 +115,7 @@ sherl_parameters *sherl_program_parameters(const sherl_program *program) { retur
 
 const sherl_real *sherl_program_parameter_gradient(const sherl_program *program, sherl_parameter parameter) {
     if (parameter >= program->parameter_count || program->gradient_offsets[parameter] == SIZE_MAX ||
-        program->lane_count == 0)
+        program->lane_count == 0 || !program->lanes[0])
         return NULL;
     return program->lanes[0] + program->gradient_offsets[parameter];
 }

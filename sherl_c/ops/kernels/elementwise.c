@@ -50,7 +50,7 @@ SHERL_INLINE sherl_real gelu_tanh_slope(sherl_real x) {
     return s + x * ds * SHERL_GELU_SLOPE * (1 + 3 * SHERL_GELU_CUBIC * x * x);
 }
 
-/* `activation` is a constant wherever these are inlined, so no branch is left in a loop. */
+/* `activation` is a constant wherever these and the loops below are inlined, so no branch is left in a loop. */
 SHERL_INLINE sherl_real activate(sherl_activation activation, sherl_real x) {
     sherl_real unused;
     switch (activation) {
@@ -78,19 +78,6 @@ SHERL_INLINE sherl_real activation_slope(sherl_activation activation, sherl_real
     }
 }
 
-/* Calls loop(activation, …) with each activation as a constant. */
-#define SHERL_FOR_ACTIVATION(activation, loop, ...)                       \
-    switch (activation) {                                                 \
-    case SHERL_RELU: loop(SHERL_RELU, __VA_ARGS__); break;                \
-    case SHERL_GELU_ERF: loop(SHERL_GELU_ERF, __VA_ARGS__); break;        \
-    case SHERL_GELU_TANH: loop(SHERL_GELU_TANH, __VA_ARGS__); break;      \
-    case SHERL_GELU_QUICK: loop(SHERL_GELU_QUICK, __VA_ARGS__); break;    \
-    case SHERL_SILU: loop(SHERL_SILU, __VA_ARGS__); break;                \
-    case SHERL_SIGMOID: loop(SHERL_SIGMOID, __VA_ARGS__); break;          \
-    case SHERL_TANH: loop(SHERL_TANH, __VA_ARGS__); break;                \
-    default: loop(SHERL_IDENTITY, __VA_ARGS__); break;                    \
-    }
-
 SHERL_INLINE void bias_loop(sherl_activation activation, sherl_real *y, const sherl_real *bias, size_t rows,
                             size_t channels) {
     for (size_t row = 0; row < rows; row++, y += channels) {
@@ -114,14 +101,32 @@ SHERL_INLINE void backward_loop(sherl_activation activation, const sherl_real *v
 }
 
 void SHERL_KERNEL(activation_forward)(sherl_activation activation, const sherl_real *x, sherl_real *y, size_t count) {
-    SHERL_FOR_ACTIVATION(activation, forward_loop, x, y, count)
+    switch (activation) {
+    case SHERL_RELU: forward_loop(SHERL_RELU, x, y, count); break;
+    case SHERL_GELU_ERF: forward_loop(SHERL_GELU_ERF, x, y, count); break;
+    case SHERL_GELU_TANH: forward_loop(SHERL_GELU_TANH, x, y, count); break;
+    case SHERL_GELU_QUICK: forward_loop(SHERL_GELU_QUICK, x, y, count); break;
+    case SHERL_SILU: forward_loop(SHERL_SILU, x, y, count); break;
+    case SHERL_SIGMOID: forward_loop(SHERL_SIGMOID, x, y, count); break;
+    case SHERL_TANH: forward_loop(SHERL_TANH, x, y, count); break;
+    default: forward_loop(SHERL_IDENTITY, x, y, count); break;
+    }
 }
 
 void SHERL_KERNEL(activation_backward)(sherl_activation activation, const sherl_real *x, const sherl_real *y,
                                        const sherl_real *dy, sherl_real *dx, size_t count, bool accumulate) {
     bool by_output = activation == SHERL_RELU || activation == SHERL_SIGMOID || activation == SHERL_TANH;
     const sherl_real *value = activation == SHERL_IDENTITY ? dy : by_output ? y : x;
-    SHERL_FOR_ACTIVATION(activation, backward_loop, value, dy, dx, count, accumulate)
+    switch (activation) {
+    case SHERL_RELU: backward_loop(SHERL_RELU, value, dy, dx, count, accumulate); break;
+    case SHERL_GELU_ERF: backward_loop(SHERL_GELU_ERF, value, dy, dx, count, accumulate); break;
+    case SHERL_GELU_TANH: backward_loop(SHERL_GELU_TANH, value, dy, dx, count, accumulate); break;
+    case SHERL_GELU_QUICK: backward_loop(SHERL_GELU_QUICK, value, dy, dx, count, accumulate); break;
+    case SHERL_SILU: backward_loop(SHERL_SILU, value, dy, dx, count, accumulate); break;
+    case SHERL_SIGMOID: backward_loop(SHERL_SIGMOID, value, dy, dx, count, accumulate); break;
+    case SHERL_TANH: backward_loop(SHERL_TANH, value, dy, dx, count, accumulate); break;
+    default: backward_loop(SHERL_IDENTITY, value, dy, dx, count, accumulate); break;
+    }
 }
 
 void SHERL_KERNEL(bias_activation)(sherl_activation activation, sherl_real *y, const sherl_real *bias, size_t rows,
@@ -130,7 +135,16 @@ void SHERL_KERNEL(bias_activation)(sherl_activation activation, sherl_real *y, c
         if (activation != SHERL_IDENTITY) SHERL_KERNEL(activation_forward)(activation, y, y, rows * channels);
         return;
     }
-    SHERL_FOR_ACTIVATION(activation, bias_loop, y, bias, rows, channels)
+    switch (activation) {
+    case SHERL_RELU: bias_loop(SHERL_RELU, y, bias, rows, channels); break;
+    case SHERL_GELU_ERF: bias_loop(SHERL_GELU_ERF, y, bias, rows, channels); break;
+    case SHERL_GELU_TANH: bias_loop(SHERL_GELU_TANH, y, bias, rows, channels); break;
+    case SHERL_GELU_QUICK: bias_loop(SHERL_GELU_QUICK, y, bias, rows, channels); break;
+    case SHERL_SILU: bias_loop(SHERL_SILU, y, bias, rows, channels); break;
+    case SHERL_SIGMOID: bias_loop(SHERL_SIGMOID, y, bias, rows, channels); break;
+    case SHERL_TANH: bias_loop(SHERL_TANH, y, bias, rows, channels); break;
+    default: bias_loop(SHERL_IDENTITY, y, bias, rows, channels); break;
+    }
 }
 
 /* ---- Sums and products ------------------------------------------------------------------------------------------- */

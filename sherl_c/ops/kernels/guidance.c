@@ -109,7 +109,7 @@ static void compute_redundancy(const sherl_real *const *features, size_t shallow
         sherl_real redundancy = 0;
         for (size_t j = 0; j < shallow; j++) {
             const sherl_real cosine = cosines[i * shallow + j];
-            if (!(cosine <= 0)) redundancy += cosine; /* a NaN stays one */
+            redundancy += cosine > 0 ? cosine : 0;
         }
         terms->inverse_redundancy[i] = redundancy == 0 ? 0 : 1 / redundancy;
     }
@@ -151,18 +151,21 @@ void SHERL_KERNEL(guidance_forward)(const sherl_real *const *features, size_t co
 
 /* What flows into the scores and the redundancies, from dy at the same row: (hidden) */
 static void differentiate_shares(const sherl_real *const *features, size_t shallow, const sherl_real *dy, size_t at,
-                                 size_t hidden, row_terms *terms) {
+                                 size_t hidden, sherl_real eps, row_terms *terms) {
+    sherl_real *shares = terms->shares, *dshares = terms->dshares;
     /* y = sum_i a_i x_i: da_i = dy . x_i */
-    for (size_t i = 0; i < shallow; i++) terms->dshares[i] = 0;
-    add_dots(dy, features, shallow, at, hidden, terms->dshares);
-    sherl_real mean = 0;
-    for (size_t i = 0; i < shallow; i++) mean += terms->shares[i] * terms->dshares[i];
+    for (size_t i = 0; i < shallow; i++) dshares[i] = 0;
+    add_dots(dy, features, shallow, at, hidden, dshares);
     for (size_t i = 0; i < shallow; i++) {
-        /* a_i = t_i / total, total = sum_j t_j + eps: dt_i = (da_i - sum_j a_j da_j) / total
-         * t_i = m_i / r_i: dm_i = dt_i / r_i, dr_i = -dt_i t_i / r_i, where t_i / total = a_i */
-        const sherl_real slope = (terms->dshares[i] - mean) * terms->inverse_redundancy[i];
-        terms->dscores[i] = terms->scores[i] > 0 ? slope * terms->inverse_total : 0; /* m_i = relu(score_i) */
-        terms->dredundancy[i] = -slope * terms->shares[i];
+        /* a_i = t_i / total, total = sum_j t_j + eps: dt_i = (da_i - sum_j a_j da_j) / total; as sum_j a_j is
+         * 1 - eps / total, the bracket is sum_j a_j (da_i - da_j) + da_i eps / total, which does not cancel */
+        sherl_real slope = eps * terms->inverse_total * dshares[i];
+        for (size_t j = 0; j < shallow; j++) slope += shares[j] * (dshares[i] - dshares[j]);
+        /* t_i = m_i / r_i, m_i = relu(score_i): dscore_i = dt_i / r_i where score_i > 0, dr_i = -dt_i t_i / r_i,
+         * and t_i / total = a_i */
+        slope *= terms->inverse_redundancy[i];
+        terms->dscores[i] = terms->scores[i] > 0 ? slope * terms->inverse_total : 0;
+        terms->dredundancy[i] = -slope * shares[i];
     }
 }
 
@@ -204,7 +207,7 @@ void SHERL_KERNEL(guidance_backward)(const sherl_real *const *features, size_t c
     for (size_t row = 0; row < rows; row++) {
         compute_redundancy(features, shallow, row * hidden, hidden, (sherl_real)eps, &terms);
         compute_shares(features, shallow, weight, bias[0], row * hidden, hidden, (sherl_real)eps, add_guide, &terms);
-        differentiate_shares(features, shallow, dy + row * hidden, row * hidden, hidden, &terms);
+        differentiate_shares(features, shallow, dy + row * hidden, row * hidden, hidden, (sherl_real)eps, &terms);
         differentiate_redundancy(shallow, (sherl_real)eps, &terms);
         for (size_t from = 0; from < hidden; from += CHUNK) {
             const size_t at = row * hidden + from, width = smaller(CHUNK, hidden - from);

@@ -1,0 +1,27 @@
+"""sherl: train SHERL side networks on the hidden states of frozen backbones."""
+
+from . import _core
+from .backbones import load_backbone
+from .blocks import MTSA, Classifier, Regressor, TransformerLayer
+from .configuration import get_num_threads, set_num_threads, show_config
+from .features import Features
+from .network import SideNetwork
+from .training import Callback, History, StopTraining
+
+__version__ = _core.config()["version"]
+
+__all__ = [
+    "MTSA",
+    "Callback",
+    "Classifier",
+    "Features",
+    "History",
+    "Regressor",
+    "SideNetwork",
+    "StopTraining",
+    "TransformerLayer",
+    "get_num_threads",
+    "load_backbone",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,97 @@
+"""Texts to token ids, by a folder's tokenizer.json."""
+
+from pathlib import Path
+
+from .files import TOKENIZER
+
+
+class Tokenizer:
+    """Tokenizer of a model folder; its file is read when it is first used.
+
+    Parameters
+    ----------
+    folder : str or path-like
+    """
+
+    def __init__(self, folder):
+        self._path = Path(folder) / TOKENIZER
+        self._loaded = None
+
+    def encode(self, texts, max_length):
+        """Tokenize texts, or pairs of texts.
+
+        Parameters
+        ----------
+        texts : list of str, or list of tuple of (str, str)
+        max_length : int
+            Tokens that are kept of a text, special tokens included.
+
+        Returns
+        -------
+        ids, types : list of list of int
+            Token ids and token types (0, and 1 for the second text of a pair), without padding.
+        """
+        tokenizer = self._load()
+        special = tokenizer.num_special_tokens_to_add(any(isinstance(text, tuple) for text in texts))
+        if max_length <= special:
+            raise ValueError(f"max_length must be more than the {special} special tokens, got {max_length}")
+        tokenizer.enable_truncation(max_length)
+        encodings = tokenizer.encode_batch(texts)
+        return [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
+
+    def _load(self):
+        if self._loaded is None:
+            try:
+                import tokenizers
+            except ImportError:
+                raise ImportError("tokenizing needs the tokenizers package: pip install 'sherl[text]'") from None
+            if not self._path.is_file():
+                raise FileNotFoundError(f"{self._path} does not exist; pass token ids instead of texts")
+            try:
+                loaded = tokenizers.Tokenizer.from_file(str(self._path))
+            except Exception as error:  # the package raises plain Exception
+                raise ValueError(f"{self._path} is not a tokenizer file: {error}") from error
+            loaded.no_padding()
+            self._loaded = loaded
+        return self._loaded
+
+
+def read_texts(texts):
+    """Return texts as a list, and of what: "text", "pair" or "ids".
+
+    Parameters
+    ----------
+    texts : sequence of str, of (str, str), or of sequences of int
+
+    Returns
+    -------
+    list
+        of str, of tuple of two str, or of list of int
+    str
+    """
+    if isinstance(texts, str) or not hasattr(texts, "__iter__"):
+        raise TypeError(f"texts must be a sequence of texts, got {type(texts).__name__}")
+    texts = list(texts)
+    if not texts:
+        raise ValueError("texts must hold at least one text, got none")
+    kinds = {}
+    read = []
+    for number, text in enumerate(texts):
+        kind, value = _read(text, number)
+        kinds.setdefault(kind, number)
+        read.append(value)
+    if len(kinds) > 1:
+        (first, one), (second, other) = list(kinds.items())[:2]
+        raise TypeError(f"texts must be all of one kind, but text {one} is a {first} and text {other} a {second}")
+    return read, next(iter(kinds))
+
+
+def _read(text, number):
+    if isinstance(text, str):
+        return "text", str(text)
+    parts = list(text) if hasattr(text, "__iter__") else []
+    if len(parts) == 2 and all(isinstance(part, str) for part in parts):
+        return "pair", tuple(map(str, parts))
+    if parts and all(hasattr(part, "__index__") and not isinstance(part, bool) for part in parts):
+        return "ids", [int(part) for part in parts]
+    raise TypeError(f"texts must be str, pairs of str, or lists of token ids; text {number} is {text!r:.60}")

@@ -1,0 +1,326 @@
+"""What all blocks share: parameters, programs that are compiled when first asked for, and calls on NumPy arrays."""
+
+import threading
+
+import numpy as np
+
+from .. import _core
+from ..checks import flag, seed_number
+from ..features.features import Features, check_channels, from_padded
+from ..features.rows import Batch, offsets_of, read_reals, readable
+from .weights import load_state, owned_names, read_state, trainable_names
+
+_TOKENS = "tokens"
+
+
+class Rows:
+    """The rows of one call to a block, and the form in which rows are given back: padded arrays or features."""
+
+    def __init__(self, values, names, mask, channels, dtype):
+        # `values`: padded arrays, or Features that hold the inputs between them.
+        ragged = [isinstance(value, Features) for value in values]
+        if all(ragged):
+            if mask is not None:
+                raise ValueError("mask goes with padded arrays; Features know the rows of each sample")
+            self.parts, self.grid = values, None
+        elif any(ragged):
+            raise TypeError(f"{' and '.join((names[0], names[-1]))} must be all padded arrays or all Features")
+        else:
+            features, self.grid = from_padded(values, mask, names, dtype)
+            self.parts = [features]
+        lengths = self.parts[0].lengths
+        if not all(np.array_equal(part.lengths, lengths) for part in self.parts):
+            raise ValueError(f"{names[-1]} must have as many rows in each sample as {names[0]}")
+        check_channels([width for part in self.parts for width in part.channels], channels, names)
+        # Where a sample has no row there is nothing to compute, and nothing of it in the outputs.
+        self.batch = Batch(offsets_of(lengths[lengths > 0]), self.parts[0].batch().rows)
+        if self.batch.samples == 0:
+            raise ValueError("mask leaves no row of any sample")
+        self.lengths = lengths
+
+    def sources(self):
+        return [source for part in self.parts for source in part.sources(part.batch())]
+
+    def sink(self, channels):
+        """Return a matrix of the caller's form for the core to write to, and the source that tells it where."""
+        if self.grid is None:
+            matrix = np.empty((int(self.batch.offsets[-1]), channels), _core.REAL)
+            return matrix, (matrix, None)
+        make = np.empty if self.batch.rows is None else np.zeros
+        matrix = make((self.grid[0] * self.grid[1], channels), _core.REAL)
+        return matrix, (matrix, self.batch.rows)
+
+    def given(self, matrix):
+        """Return a matrix made by `sink` in the caller's form."""
+        if self.grid is None:
+            return Features([matrix], self.lengths)
+        return matrix.reshape(*self.grid, -1)
+
+    def cotangent(self, values, channels, dtype):
+        """Return the source of a gradient that comes in the form of the output."""
+        if self.grid is None:
+            if not isinstance(values, Features):
+                raise TypeError(f"cotangent must be Features, as the output is, got {type(values).__name__}")
+            if not np.array_equal(values.lengths, self.lengths):
+                raise ValueError("cotangent must have the lengths of the output")
+            check_channels(values.channels, [channels], ["cotangent"])
+            return values.sources(values.batch())[0]
+        array, _ = read_reals(values, "cotangent", dtype)
+        if array.shape != (*self.grid, channels):
+            raise ValueError(f"cotangent must have the output's shape {(*self.grid, channels)}, got {array.shape}")
+        return readable(array.reshape(-1, channels)), self.batch.rows
+
+
+class Block:
+    """A part of a network that also works alone on NumPy arrays.
+
+    Attributes
+    ----------
+    settings : dict
+        The arguments that make an equal block.
+    """
+
+    def __init__(self, seed):
+        self._seed = seed_number(seed)
+        self._store, self._prefix = None, ""
+        self._network = False
+        self._programs = {}
+        self._lock = threading.RLock()
+
+    # What a kind of block tells about itself.
+
+    _pooled = False  # whether the output has one row a sample
+
+    def _inputs(self):
+        """Return (name, channels) of each input."""
+        raise NotImplementedError
+
+    def _build(self, graph, prefix, inputs):
+        """Add the block to a graph and return its output."""
+        raise NotImplementedError
+
+    @property
+    def settings(self):
+        raise NotImplementedError
+
+    @property
+    def out_features(self):
+        """Channels of the output."""
+        raise NotImplementedError
+
+    def _frozen_count(self):
+        return 0
+
+    # Parameters.
+
+    def state_dict(self):
+        """Return copies of the trained parameters by name.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray of float32
+        """
+        store, prefix = self._home()
+        return read_state(store, prefix)
+
+    def load_state_dict(self, state_dict, strict=True):
+        """Set the trained parameters.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            Arrays by parameter name. Nothing is changed where an error is raised.
+        strict : bool
+            Whether all names and shapes must fit. Otherwise those that do are loaded.
+
+        Returns
+        -------
+        LoadReport
+            Names that are missing, unexpected, or of another shape.
+
+        Raises
+        ------
+        ValueError
+            Where `strict` and something does not fit; the message lists all of it.
+        """
+        store, prefix = self._home()
+        with self._lock:
+            return load_state(store, prefix, state_dict, flag(strict, "strict"))
+
+    def num_parameters(self, trainable_only=True):
+        """Count parameters.
+
+        Parameters
+        ----------
+        trainable_only : bool
+            Whether to leave out frozen ones.
+
+        Returns
+        -------
+        int
+        """
+        store, prefix = self._home()
+        count = sum(store.array(prefix + name).size for name in trainable_names(store, prefix))
+        return count if flag(trainable_only, "trainable_only") else count + self._frozen_count()
+
+    @property
+    def trainable(self):
+        """Whether the block has parameters that training changes."""
+        store, prefix = self._home()
+        return bool(trainable_names(store, prefix))
+
+    def __repr__(self):
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{type(self).__name__}({settings})"
+
+    def __reduce__(self):
+        return _restored, (type(self), self.settings, self._seed, self.state_dict())
+
+    def _home(self):
+        """Return the store and the prefix of the parameters, drawn from the seed where there are none yet."""
+        with self._lock:
+            if self._store is None:
+                store = _core.Parameters()
+                self._graph(store, "", False, ())
+                store.initialize(self._seed)
+                self._store = store
+            return self._store, self._prefix
+
+    def _used(self):
+        return self._store is not None
+
+    def _move(self, store, prefix):
+        """Live in a network's store from now on."""
+        with self._lock:
+            self._store, self._prefix = store, prefix
+            self._network = True
+            self._programs.clear()
+
+    # Programs.
+
+    def _graph(self, store, prefix, training, wanted):
+        graph = _core.Graph(store, training)
+        tokens = graph.space(_TOKENS)
+        inputs = [graph.input(name, tokens, channels, name in wanted) for name, channels in self._inputs()]
+        graph.output(self._build(graph, prefix, inputs))
+        return graph
+
+    def _program(self, training, wanted):
+        """Return the program for a mode; `wanted` names the inputs with a gradient, or is None without any."""
+        store, prefix = self._home()
+        key = training, wanted
+        if key not in self._programs:
+            graph = self._graph(store, prefix, training, wanted or ())
+            self._programs[key] = graph.compile(wanted is not None)
+        return self._programs[key]
+
+    def _sink(self, rows):
+        if not self._pooled:
+            return rows.sink(self.out_features)
+        matrix = np.empty((rows.batch.samples, self.out_features), _core.REAL)
+        return matrix, (matrix, None)
+
+    def _given(self, rows, matrix):
+        return matrix if self._pooled else rows.given(matrix)
+
+    def _forward(self, rows):
+        output, sink = self._sink(rows)
+        with self._lock:
+            program = self._program(False, None)
+            program.forward(rows.batch.samples, rows.batch.spaces, rows.sources(), [sink])
+        return self._given(rows, output)
+
+    def _gradient(self, rows, cotangent, wanted, training, seed, dtype):
+        """Return the output, and gradients by parameter name and by the names of the wanted inputs."""
+        output, sink = self._sink(rows)
+        cotangent = self._cotangent(rows, cotangent, dtype)
+        sinks = {name: rows.sink(channels) for name, channels in self._inputs() if name in wanted}
+        with self._lock:
+            program = self._program(flag(training, "training"), wanted)
+            program.gradient(
+                rows.batch.samples, rows.batch.spaces, rows.sources(), [sink], cotangents=[cotangent],
+                input_gradients=[sinks[name][1] if name in wanted else None for name, _ in self._inputs()],
+                seed=seed_number(seed),
+            )
+            store, prefix = self._home()
+            gradients = {
+                name: program.parameter_gradient(prefix + name) for name in trainable_names(store, prefix)
+            }
+        gradients.update({name: rows.given(matrix) for name, (matrix, _) in sinks.items()})
+        return self._given(rows, output), gradients
+
+    def _cotangent(self, rows, values, dtype):
+        if not self._pooled:
+            return rows.cotangent(values, self.out_features, dtype)
+        return read_sample_rows(values, rows.batch.samples, self.out_features, dtype), None
+
+
+class UnaryBlock(Block):
+    """A block of one input, x."""
+
+    def __call__(self, x, mask=None, *, dtype=None):
+        """Compute the output.
+
+        Parameters
+        ----------
+        x : array_like, shape (batch, tokens, channels), or Features of one tap
+            float32, float64, float16 or bfloat16.
+        mask : array_like of bool, int or float, shape (batch, tokens), optional
+            1 where a row is meant. Other rows are left out, and carry zeros in what comes back.
+        dtype : {None, "bfloat16"}
+            How to take uint16.
+
+        Returns
+        -------
+        numpy.ndarray of float32, or Features where `x` is
+            Shape (batch, tokens, channels); of a head (batch, outputs).
+        """
+        return self._forward(self._rows(x, mask, dtype))
+
+    def vjp(self, x, cotangent, mask=None, *, training=False, seed=0, dtype=None):
+        """Compute the output and the gradient of its product with a cotangent.
+
+        Parameters
+        ----------
+        x, mask, dtype
+            As for a call.
+        cotangent : array_like or Features
+            Gradient of a scalar with respect to the output, of the output's form.
+        training : bool
+            Whether dropout acts.
+        seed : int
+            Of dropout.
+
+        Returns
+        -------
+        numpy.ndarray of float32, or Features
+            The output.
+        dict of str to numpy.ndarray of float32, or Features
+            Gradients by parameter name, and ``"x"``.
+        """
+        return self._gradient(self._rows(x, mask, dtype), cotangent, ("x",), training, seed, dtype)
+
+    def _rows(self, x, mask, dtype):
+        rows = Rows([x], ["x"], mask, [channels for _, channels in self._inputs()], dtype)
+        if self._pooled and not rows.lengths.all():
+            raise ValueError(f"mask leaves no row of sample {rows.lengths.argmin()}")
+        return rows
+
+
+def read_sample_rows(values, samples, channels, dtype=None, name="cotangent"):
+    """Return a matrix with one row a sample, readable for the core."""
+    array, _ = read_reals(values, name, dtype)
+    if array.shape != (samples, channels):
+        raise ValueError(f"{name} must have shape {(samples, channels)}, got {array.shape}")
+    return readable(array)
+
+
+def count_owned(store):
+    """Return how many numbers a store's trained and saved parameters have."""
+    return sum(store.array(name).size for name in owned_names(store))
+
+
+def _restored(kind, settings, seed, state):
+    block = kind(**settings, seed=seed)
+    block.load_state_dict(state)
+    return block

@@ -1,0 +1,232 @@
+"""Heads: a sample's rows to class logits or regression values, with their losses and what they predict."""
+
+import numpy as np
+
+from .. import _core
+from ..checks import flag, one_of, rate, whole_number
+from .block import UnaryBlock
+
+__all__ = ["Classifier", "Regressor"]
+
+_POOLINGS = ("first", "mean", "max")
+
+
+class Head(UnaryBlock):
+    """What heads share: each sample's rows are pooled, dropped out, and mapped linearly to the outputs."""
+
+    _pooled = True
+
+    def __init__(self, features, outputs, pool, pooler, dropout, seed):
+        super().__init__(seed)
+        self.features = whole_number(features, "features", 1)
+        self._outputs = outputs
+        self.pool = one_of(pool, "pool", _POOLINGS)
+        self.pooler = flag(pooler, "pooler")
+        self.dropout = rate(dropout, "dropout")
+
+    @property
+    def out_features(self):
+        return self._outputs
+
+    def _inputs(self):
+        return [("x", self.features)]
+
+    def _build(self, graph, prefix, inputs):
+        return graph.head(prefix, inputs[0], outputs=self._outputs, pooling=self.pool, pooler=self.pooler,
+                          dropout=self.dropout)
+
+    # What a network asks of its head. Labels come as read_labels gives them: one row a sample.
+
+    task = None  # "classification" or "regression"
+
+    def _build_loss(self, graph, prefix, outputs):
+        """Add the inputs "labels" and "weights" and the loss of the outputs to a graph."""
+        raise NotImplementedError
+
+    def _read_labels(self, labels, samples, name):
+        raise NotImplementedError
+
+    def _shares(self, labels):
+        """Return by what a row's loss counts in the mean, float64 of shape (samples,)."""
+        return np.ones(len(labels))
+
+    def _predicted(self, outputs):
+        raise NotImplementedError
+
+    def _probabilities(self, outputs):
+        raise TypeError(f"a network with a {type(self).__name__} has no class probabilities; use predict")
+
+    def _scores(self, functions, outputs, labels):
+        """Return the value of each metric function by name."""
+        raise NotImplementedError
+
+
+class Classifier(Head):
+    """Head that classifies samples.
+
+    Parameters
+    ----------
+    features : int
+        Channels of the input.
+    classes : int
+        Number of classes, two or more (with `multi_label` one or more).
+    pool : {"first", "mean", "max"}
+        How a sample's rows become one: its first row, their mean or their maximum.
+    pooler : bool
+        Whether a linear map to as many features and tanh come before the output map.
+    dropout : float
+        Rate before the output map, in training.
+    label_smoothing : float
+        Share of each target that is spread over all classes.
+    class_weights : array_like of float, shape (classes,), optional
+        By what the loss of each class counts; the mean over samples is weighted by it too.
+    multi_label : bool
+        Whether a sample may have any number of the classes. Labels then are 0 or 1 (or between) of shape
+        (samples, classes), and the loss is the mean binary cross-entropy.
+    seed : int
+        Of the first weights, where the block is used alone.
+    """
+
+    task = "classification"
+
+    def __init__(self, features, classes, pool="first", pooler=False, dropout=0.0, label_smoothing=0.0,
+                 class_weights=None, multi_label=False, *, seed=0):
+        self.multi_label = flag(multi_label, "multi_label")
+        self.classes = whole_number(classes, "classes", 1 if self.multi_label else 2)
+        self.label_smoothing = rate(label_smoothing, "label_smoothing")
+        self.class_weights = None if class_weights is None else _class_weights(class_weights, self.classes)
+        if self.multi_label and (self.label_smoothing or class_weights is not None):
+            raise ValueError("label_smoothing and class_weights must be left out with multi_label=True")
+        super().__init__(features, self.classes, pool, pooler, dropout, seed)
+
+    @property
+    def settings(self):
+        names = ("features", "classes", "pool", "pooler", "dropout", "label_smoothing", "class_weights", "multi_label")
+        settings = {name: getattr(self, name) for name in names}
+        if self.class_weights is not None:
+            settings["class_weights"] = self.class_weights.tolist()
+        return settings
+
+    def _build_loss(self, graph, prefix, outputs):
+        if self.multi_label:
+            targets = graph.input("labels", _core.SAMPLES, self.classes)
+            return graph.binary_cross_entropy(outputs, targets, graph.input("weights", _core.SAMPLES, 1))
+        targets = graph.indices("labels", _core.SAMPLES)
+        weights = graph.input("weights", _core.SAMPLES, 1)
+        class_weights = None
+        if self.class_weights is not None:
+            class_weights = graph.parameter(prefix + "class_weights", self.class_weights.shape, "frozen",
+                                            data=self.class_weights)
+        return graph.cross_entropy(outputs, targets, weights, class_weights, self.label_smoothing)
+
+    def _read_labels(self, labels, samples, name):
+        if self.multi_label:
+            array = _real_labels(labels, (samples, self.classes), name)
+            if array.min() < 0 or array.max() > 1:
+                raise ValueError(f"{name} must be from 0 to 1 with multi_label=True")
+            return array
+        array = _label_array(labels, name)
+        if array.dtype.kind not in "biu":
+            raise TypeError(f"{name} must be whole class numbers, got dtype {array.dtype}")
+        if array.shape != (samples,):
+            raise ValueError(f"{name} must have shape (samples,) = ({samples},), got {array.shape}")
+        if array.min() < 0 or array.max() >= self.classes:
+            wrong = array[(array < 0) | (array >= self.classes)][0]
+            raise ValueError(f"{name} must be class numbers from 0 to {self.classes - 1}, got {wrong}")
+        return np.ascontiguousarray(array, np.int64).reshape(-1, 1)
+
+    def _shares(self, labels):
+        if self.class_weights is None:
+            return np.ones(len(labels))
+        return self.class_weights.astype(np.float64)[labels[:, 0]]
+
+    def _predicted(self, outputs):
+        return (outputs > 0).astype(np.int64) if self.multi_label else outputs.argmax(axis=1)
+
+    def _probabilities(self, outputs):
+        if self.multi_label:
+            return (0.5 * (1 + np.tanh(0.5 * outputs))).astype(outputs.dtype)
+        shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    def _scores(self, functions, outputs, labels):
+        targets = (labels > 0.5).astype(np.int64) if self.multi_label else labels
+        predicted = self._predicted(outputs).ravel()
+        return {name: float(function(predicted, targets.ravel())) for name, function in functions.items()}
+
+
+class Regressor(Head):
+    """Head that predicts numbers, under the mean squared error.
+
+    Parameters
+    ----------
+    features : int
+        Channels of the input.
+    outputs : int
+        Numbers a sample.
+    pool : {"first", "mean", "max"}
+        How a sample's rows become one: its first row, their mean or their maximum.
+    pooler : bool
+        Whether a linear map to as many features and tanh come before the output map.
+    dropout : float
+        Rate before the output map, in training.
+    seed : int
+        Of the first weights, where the block is used alone.
+    """
+
+    task = "regression"
+
+    def __init__(self, features, outputs=1, pool="first", pooler=False, dropout=0.0, *, seed=0):
+        self.outputs = whole_number(outputs, "outputs", 1)
+        super().__init__(features, self.outputs, pool, pooler, dropout, seed)
+
+    @property
+    def settings(self):
+        return {name: getattr(self, name) for name in ("features", "outputs", "pool", "pooler", "dropout")}
+
+    def _build_loss(self, graph, prefix, outputs):
+        targets = graph.input("labels", _core.SAMPLES, self.outputs)
+        return graph.squared_error(outputs, targets, graph.input("weights", _core.SAMPLES, 1))
+
+    def _read_labels(self, labels, samples, name):
+        array = _label_array(labels, name)
+        if self.outputs == 1 and array.shape == (samples,):
+            array = array.reshape(samples, 1)
+        return _real_labels(array, (samples, self.outputs), name)
+
+    def _predicted(self, outputs):
+        return outputs[:, 0] if self.outputs == 1 else outputs
+
+    def _scores(self, functions, outputs, labels):
+        columns = range(self.outputs)
+        return {
+            name: float(np.mean([function(outputs[:, column], labels[:, column]) for column in columns]))
+            for name, function in functions.items()
+        }
+
+
+def _label_array(labels, name):
+    try:
+        return np.asarray(labels)
+    except Exception as error:
+        raise TypeError(f"{name} cannot be read as an array: {error}") from error
+
+
+def _real_labels(labels, shape, name):
+    array = _label_array(labels, name)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be numbers, got dtype {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, _core.REAL)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, got {array[~np.isfinite(array)][0]}")
+    return array
+
+
+def _class_weights(values, classes):
+    array = _real_labels(values, (classes,), "class_weights")
+    if array.min() < 0 or array.max() == 0:
+        raise ValueError("class_weights must be 0 or more, and not all 0")
+    return np.array(array)

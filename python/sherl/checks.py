@@ -1,0 +1,113 @@
+"""Checks of settings that several modules share: each gives the checked value back, or raises and names the argument."""
+
+import math
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+SEEDS = 2**64
+
+
+def whole_number(value, name, least=0, most=None):
+    """Return `value` as an int from `least` to `most`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be {most} or less, got {value}")
+    return int(value)
+
+
+def real_number(value, name, least=None, above=None, below=None):
+    """Return `value` as a finite float, at least `least`, more than `above` and less than `below`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be {least} or more, got {value}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be more than {above}, got {value}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name} must be less than {below}, got {value}")
+    return value
+
+
+def rate(value, name):
+    """Return `value` as a float from 0 to below 1, as a dropout rate is."""
+    return real_number(value, name, least=0.0, below=1.0)
+
+
+def seed_number(value, name="seed"):
+    """Return `value` as an int that the random numbers can be keyed by."""
+    return whole_number(value, name, 0, SEEDS - 1)
+
+
+def one_of(value, name, choices):
+    """Return `value` where it is among `choices`."""
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def flag(value, name):
+    """Return `value` as a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def count_of(number, noun):
+    """Return "1 tap", "2 taps"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def write_files(folder, contents):
+    """Write files into a folder, each one whole or not at all.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        Made where it does not exist.
+    contents : dict of str to bytes
+        What the files hold, by name. All are on disk under temporary names before the first takes its own.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    staged = {}
+    try:
+        for name, content in contents.items():
+            descriptor, staged[name] = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(staged[name], 0o666 & ~_umask())
+        for name in contents:
+            os.replace(staged[name], folder / name)
+            del staged[name]
+    finally:
+        for path in staged.values():
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+    _sync_folder(folder)
+
+
+def _umask():
+    # The mask can only be read by setting it; a file that anyone makes in between gets the stricter one.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

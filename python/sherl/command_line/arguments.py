@@ -1,0 +1,71 @@
+"""Types of command-line arguments, each refusing a bad value with a sentence."""
+
+import argparse
+import math
+import textwrap
+
+from ..data.tables import table_format
+
+__all__ = ["count", "described", "natural", "positive", "share", "table_name"]
+
+
+def described(description, example):
+    """Return the options of a parser with this description, and an example below its help."""
+    return {
+        "description": textwrap.fill(description, 88),
+        "epilog": f"example:\n  {example}\n",
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
+
+
+def count(text):
+    """Parse an integer of at least 1."""
+    return _integer(text, 1)
+
+
+def natural(text):
+    """Parse an integer of at least 0."""
+    return _integer(text, 0)
+
+
+def positive(text):
+    """Parse a finite number above 0."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def share(text):
+    """Parse a number from 0 up to, but not including, 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up to below 1, got {text!r}")
+    return value
+
+
+def table_name(text):
+    """Check that a file's name is that of a text table."""
+    try:
+        table_format(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _integer(text, least):
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"expected an integer of at least {least}, got {text!r}")
+    return value
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,51 @@
+"""What the commands print: step lines, a final table or one JSON object, and where each of them goes."""
+
+import json
+import math
+import sys
+
+__all__ = ["Console", "aligned"]
+
+
+class Console:
+    """Where a command prints to.
+
+    Parameters
+    ----------
+    quiet : bool
+        Whether to leave out step lines and progress bars.
+    as_json : bool
+        Whether standard output gets nothing but one JSON object at the end; step lines then go to standard error.
+    """
+
+    def __init__(self, quiet=False, as_json=False):
+        self.progress = not quiet
+        self._json = as_json
+
+    def say(self, text=""):
+        """Print a line on what is being done."""
+        if self.progress:
+            print(text, file=sys.stderr if self._json else sys.stdout, flush=True)
+
+    def conclude(self, text, record):
+        """Print a command's result: the text, or the record as JSON."""
+        print(json.dumps(_plain(record), indent=2, ensure_ascii=False) if self._json else text, flush=True)
+
+
+def aligned(rows):
+    """Lay out rows of text cells under each other: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]
+        lines.append("   ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _plain(value):
+    """Make a record fit for strict JSON, which has no nan."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,191 @@
+"""One experiment: frozen features taken once, then a trivial guess, a linear probe and a SHERL network on them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+import sherl
+
+from ..checks import count_of
+from ..training.metrics import METRICS
+from ..training.probe import fit_linear_probe
+from .console import aligned
+from .measure import Measured, megabytes
+
+__all__ = ["Result", "Sample", "Settings", "results_record", "results_table", "run_experiment"]
+
+WARMUP = 0.06
+DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an experiment does; the fields are the options of `sherl train`."""
+
+    task: str
+    outputs: int
+    metrics: tuple
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    hidden: int
+    pool: str
+    max_length: int
+    seed: int
+    patience: int | None
+    probe: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Texts (str, or pairs of str) with their targets."""
+
+    texts: list
+    targets: np.ndarray
+
+    def __len__(self):
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How one predictor did on the held-out texts; seconds and bytes are those of its training."""
+
+    name: str
+    scores: dict
+    parameters: int
+    seconds: float | None = None
+    memory: int | None = None
+
+
+def run_experiment(backbone, train, dev, settings, console):
+    """Train on one sample's features and score on another's.
+
+    Parameters
+    ----------
+    backbone : sherl backbone
+    train, dev : Sample
+    settings : Settings
+    console : Console
+
+    Returns
+    -------
+    network : sherl.SideNetwork
+    results : list of Result
+        Trivial guess, linear probe (if asked for), SHERL.
+    interrupted : bool
+        Whether Ctrl-C ended the training early; the network then has the weights of its last step.
+    """
+    with Measured() as reading:
+        features = [_extract(backbone, sample, settings, console) for sample in (train, dev)]
+    rate = sum(int(np.sum(one.lengths)) for one in features) / max(reading.seconds, 1e-9)
+    size = megabytes(sum(one.nbytes for one in features))
+    console.say(f"   {reading.seconds:.1f} s, {rate:,.0f} tokens a second; the states take {size} as float16")
+
+    results = [_trivial(train, dev, settings)]
+    if settings.probe:
+        console.say("Fitting a linear probe on mean-pooled outputs of the last layer")
+        results.append(_probe(features, train, dev, settings, console))
+        features = [one.select(range(backbone.num_layers)) for one in features]
+
+    network = _network(backbone, settings)
+    length = count_of(settings.epochs, "epoch")
+    console.say(f"Training a SHERL network of {network.num_parameters():,} parameters for {length}")
+    with Measured() as training:
+        history = network.fit(
+            features[0],
+            train.targets,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            schedule="linear",
+            warmup=WARMUP,
+            validation=(features[1], dev.targets),
+            patience=settings.patience,
+            metrics=list(settings.metrics),
+            progress=console.progress,
+            seed=settings.seed,
+        )
+    scores = _scores(network.predict(features[1]), dev.targets, settings)
+    results.append(Result("SHERL", scores, network.num_parameters(), training.seconds, training.memory))
+    interrupted = history.stopped == "interrupt"
+    if interrupted:
+        console.say("   interrupted: what follows is from the steps so far")
+    return network, results, interrupted
+
+
+def results_table(results):
+    """Lay results out as an aligned table."""
+    rows = [["", *results[0].scores, "trainable", "seconds", "memory"]]
+    for result in results:
+        scores = ["n/a" if math.isnan(score) else f"{score:.4f}" for score in result.scores.values()]
+        trained = result.seconds is not None
+        seconds, memory = (f"{result.seconds:.1f}", megabytes(result.memory)) if trained else ("-", "-")
+        rows.append([result.name, *scores, f"{result.parameters:,}", seconds, memory])
+    return aligned(rows)
+
+
+def results_record(results):
+    """Give results as a list of dict, for JSON."""
+    return [
+        {
+            "name": result.name,
+            **result.scores,
+            "trainable_parameters": result.parameters,
+            "seconds": result.seconds,
+            "memory_bytes": result.memory,
+        }
+        for result in results
+    ]
+
+
+def _extract(backbone, sample, settings, console):
+    return backbone.extract(
+        sample.texts,
+        taps="all+last" if settings.probe else "all",
+        max_length=settings.max_length,
+        dtype="float16",
+        progress=console.progress,
+    )
+
+
+def _network(backbone, settings):
+    channels = backbone.hidden_size
+    early = sherl.MTSA(
+        taps=backbone.num_layers,
+        features=channels,
+        hidden=settings.hidden,
+        down="layernorm",
+        up_norm="layernorm",
+        dropout=DROPOUT,
+    )
+    if settings.task == "classification":
+        head = sherl.Classifier(features=channels, classes=settings.outputs, pool=settings.pool)
+    else:
+        head = sherl.Regressor(features=channels, outputs=settings.outputs, pool=settings.pool)
+    return sherl.SideNetwork(early=early, late=[backbone.layers[-1]], head=head, seed=settings.seed)
+
+
+def _trivial(train, dev, settings):
+    if settings.task == "classification":
+        name, guess = "majority class", np.bincount(train.targets).argmax()
+    else:
+        name, guess = "mean", train.targets.mean()
+    return Result(name, _scores(np.full(len(dev), guess), dev.targets, settings), 0)
+
+
+def _probe(features, train, dev, settings, console):
+    with Measured() as fitting:
+        pooled = [one.pooled(tap=-1, how="mean") for one in features]
+        probe = fit_linear_probe(pooled[0], train.targets, settings.task, seed=settings.seed)
+    chosen = f"penalty {probe.penalty:g}, features {'standardised' if probe.standardised else 'as they are'}"
+    console.say(f"   {chosen}: chosen on a tenth of the training texts")
+    scores = _scores(probe.predict(pooled[1]), dev.targets, settings)
+    return Result("linear probe", scores, probe.num_parameters, fitting.seconds, fitting.memory)
+
+
+def _scores(predictions, targets, settings):
+    return {name: METRICS[name](predictions, targets) for name in settings.metrics}

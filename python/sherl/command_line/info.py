@@ -1,0 +1,121 @@
+"""`sherl info`: what a backbone folder or a saved network holds."""
+
+import json
+import math
+from pathlib import Path
+
+import sherl
+
+from ..network.saving import read_config
+from .arguments import described
+from .console import Console, aligned
+from .task_file import Task
+
+__all__ = ["add_parser"]
+
+
+def add_parser(commands):
+    """Add the command's arguments."""
+    parser = commands.add_parser(
+        "info",
+        help="describe a backbone folder or a saved network",
+        **described(
+            "Describe a backbone folder, or a network that `sherl train` or save_pretrained wrote.",
+            "sherl info all-MiniLM-L6-v2/\n  sherl info my-network/",
+        ),
+    )
+    parser.add_argument("folder", metavar="DIR", help="a backbone folder in Hugging Face layout, or a saved network")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments):
+    """Run the command; return its exit code."""
+    folder = Path(arguments.folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder, but there is none of this name")
+    record = _backbone(folder) if _is_backbone(folder) else _network(folder)
+    facts = [(name.replace("_", " "), _shown(value)) for name, value in record.items() if name != "tensors"]
+    width = max(len(name) for name, _ in facts)
+    text = "\n".join(f"{name:<{width}}   {value}" for name, value in facts)
+    if record.get("tensors"):
+        rows = [(name, " x ".join(map(str, shape)) or "scalar") for name, shape in record["tensors"].items()]
+        text += "\n\n" + aligned(rows)
+    Console(as_json=arguments.json).conclude(text, record)
+    return 0
+
+
+def _is_backbone(folder):
+    """Whether the folder is in Hugging Face layout: its config.json names the kind of model."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
+
+
+def _backbone(folder):
+    backbone = sherl.load_backbone(folder)
+    layers = backbone.num_layers
+    return {
+        "kind": "backbone",
+        "layers": layers,
+        "channels": backbone.hidden_size,
+        "parameters": _count(_tensors(folder)),
+        "fingerprint": backbone.fingerprint,
+        "taps": f"the embeddings and the outputs of layers 1 to {layers - 1}; layer {layers} is the late layer",
+    }
+
+
+def _network(folder):
+    tensors = _tensors(folder)
+    config = read_config(folder / "config.json")
+    record = {"kind": "network", "trained_parameters": _count(tensors)}
+    try:
+        for part in ("early", "head"):
+            settings = ", ".join(f"{name}={value}" for name, value in config[part]["settings"].items())
+            record[part] = f"{config[part]['type']}({settings})"
+        record["late_layers"] = len(config["late"])
+        record["backbone"] = (config["features"] or {}).get("backbone", "not known")
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"{folder / 'config.json'} does not describe the parts of a network") from None
+    if (folder / "task.json").exists():
+        task = Task.load(folder)
+        record["task"] = task.task
+        if task.classes:
+            record["classes"] = task.classes
+        record["columns"] = [task.text, *([task.text_pair] if task.text_pair else []), task.label]
+        record["max_length"] = task.max_length
+    return record | {"tensors": tensors}
+
+
+def _tensors(folder):
+    """Return the shapes of all weights in the folder's .safetensors files, by name; arrays of integers are none."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ImportError("reading weights needs the safetensors package: pip install 'sherl[text]'") from None
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder}: expected a backbone folder or a saved network, but it holds no .safetensors file")
+    shapes = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="numpy") as weights:
+                for name in weights.keys():
+                    array = weights.get_slice(name)
+                    if array.get_dtype().startswith(("F", "BF")):
+                        shapes[name] = list(array.get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"{path}: the file is not in the safetensors format ({error})") from None
+    return shapes
+
+
+def _count(tensors):
+    return sum(math.prod(shape) for shape in tensors.values())
+
+
+def _shown(value):
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,80 @@
+"""The task.json that `sherl train` leaves beside a network: what its inputs and outputs mean."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..checks import write_files
+
+__all__ = ["Task"]
+
+_NAME = "task.json"
+_FORMAT = "sherl task"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """The meaning of a network's inputs and outputs.
+
+    Attributes
+    ----------
+    task : {"classification", "regression"}
+    classes : list of str or None
+        Class names by id; None for regression.
+    text, text_pair : str or None
+        Columns of the training table that hold the texts; `text_pair` is None for single texts.
+    label : str
+        Column that holds the labels.
+    max_length : int
+        Tokens that a text is cut to.
+    """
+
+    task: str
+    classes: list | None
+    text: str
+    text_pair: str | None
+    label: str
+    max_length: int
+
+    def save(self, folder):
+        """Write the file into a folder."""
+        record = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        write_files(folder, {_NAME: (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()})
+
+    @classmethod
+    def load(cls, folder):
+        """Read the file from a folder; ValueError where it is not there or not as `save` writes it."""
+        path = Path(folder) / _NAME
+        try:
+            record = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise ValueError(f"{folder}: expected a folder that `sherl train` wrote, but it has no {_NAME}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: the file is not JSON ({error})") from None
+        if not isinstance(record, dict) or record.pop("format", None) != _FORMAT:
+            raise ValueError(f"{path}: the file is not a task description that `sherl train` wrote")
+        if (version := record.pop("version", None)) != _VERSION:
+            raise ValueError(f"{path}: expected version {_VERSION} of the format, got {version!r}")
+        return cls._checked(path, record)
+
+    @classmethod
+    def _checked(cls, path, record):
+        kinds = {
+            "task": str,
+            "classes": (list, type(None)),
+            "text": str,
+            "text_pair": (str, type(None)),
+            "label": str,
+            "max_length": int,
+        }
+        for name, kind in kinds.items():
+            if name not in record or not isinstance(record[name], kind):
+                raise ValueError(f"{path}: {name!r} is missing or of another type than `sherl train` writes")
+        task = cls(**{name: record[name] for name in kinds})
+        classes = task.classes or []
+        if (task.task, bool(classes)) not in (("classification", True), ("regression", False)):
+            raise ValueError(f"{path}: the task {task.task!r} does not go with {len(classes)} classes")
+        if not all(isinstance(name, str) for name in classes) or task.max_length < 1:
+            raise ValueError(f"{path}: 'classes' must hold names and 'max_length' be at least 1")
+        return task

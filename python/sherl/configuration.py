@@ -1,0 +1,37 @@
+"""What the core runs on: its version, BLAS library and instruction set, and the number of threads."""
+
+from . import _core
+from .checks import whole_number
+
+__all__ = ["get_num_threads", "set_num_threads", "show_config"]
+
+
+def show_config():
+    """Print the version of sherl, its BLAS library, the instruction set of its kernels, its threads, and NumPy's version."""
+    import numpy as np
+
+    facts = {**_core.config(), "numpy": np.__version__}
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:{width}}  {value}")
+
+
+def set_num_threads(threads):
+    """Set how many threads the core computes with; results do not depend on it.
+
+    Parameters
+    ----------
+    threads : int
+        One or more.
+    """
+    _core.set_threads(whole_number(threads, "threads", 1))
+
+
+def get_num_threads():
+    """Return how many threads the core computes with.
+
+    Returns
+    -------
+    int
+    """
+    return _core.threads()

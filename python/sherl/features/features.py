@@ -1,0 +1,320 @@
+"""Features: hidden states of a frozen backbone for many samples, without padding."""
+
+import hashlib
+
+import numpy as np
+
+from ..checks import count_of, one_of, whole_number
+from .rows import Batch, offsets_of, read_mask, read_padded, read_reals, readable, select_rows, widened
+
+__all__ = ["Features"]
+
+_CHUNK = 512  # samples that are gathered at a time where rows must be copied
+
+
+class Features:
+    """Taps of a frozen backbone: for every sample some rows (tokens), for every tap a matrix of rows and channels.
+
+    A selection (``features[index]``, ``features.select(taps)``) shares the arrays of what it was taken from.
+
+    Parameters
+    ----------
+    taps : sequence of array_like, each of shape (rows, channels)
+        The samples' rows one after the other. float32, float64, float16 or bfloat16 (ml_dtypes, or uint16 with
+        ``dtype="bfloat16"``). They are kept, not copied, where their channels lie side by side in native byte order.
+    lengths : array_like of int, shape (samples,)
+        Rows of each sample, one or more.
+    dtype : {None, "bfloat16"}
+        How to take uint16.
+    source : dict or None
+        What the features were taken from; a network refuses features of another source than it was trained on.
+
+    Raises
+    ------
+    TypeError
+        Where an array holds another type than those.
+    ValueError
+        Where shapes do not fit each other.
+    """
+
+    def __init__(self, taps, lengths, *, dtype=None, source=None):
+        lengths = np.asarray(lengths)
+        if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu":
+            raise ValueError(
+                f"lengths must be whole numbers of shape (samples,), got dtype {lengths.dtype} and shape {lengths.shape}"
+            )
+        if lengths.min() < 1:
+            raise ValueError(f"lengths must be 1 or more, got {lengths.min()} for sample {lengths.argmin()}")
+        arrays, elements = [], []
+        for number, tap in enumerate(_sequence(taps)):
+            array, element = read_reals(tap, f"taps[{number}]", dtype)
+            if array.ndim != 2 or array.shape[0] != lengths.sum() or array.shape[1] == 0:
+                raise ValueError(
+                    f"taps[{number}] must have shape (rows, channels) with {lengths.sum()} rows, as many as lengths "
+                    f"count, got {array.shape}"
+                )
+            arrays.append(readable(array))
+            elements.append(element)
+        self._set(arrays, elements, offsets_of(lengths), None, None, source)
+
+    def _set(self, arrays, elements, offsets, rows, samples, source):
+        # Sample i of the selection is sample samples[i] of the whole; that has rows offsets[…] to offsets[… + 1] of
+        # `rows`, which are row numbers of the arrays. None stands for 0, 1, 2 …
+        self._arrays, self._elements = arrays, elements
+        self._offsets, self._rows, self._samples = offsets, rows, samples
+        self._source = source
+        self._fingerprint = None
+
+    def _with(self, **changes):
+        names = ("arrays", "elements", "offsets", "rows", "samples", "source")
+        made = Features.__new__(Features)
+        made._set(**{name: changes.get(name, getattr(self, "_" + name)) for name in names})
+        return made
+
+    @classmethod
+    def from_arrays(cls, taps, mask=None, *, dtype=None):
+        """Take padded arrays as features, without copying them.
+
+        Parameters
+        ----------
+        taps : sequence of array_like, each of shape (batch, tokens, channels)
+        mask : array_like of bool, int or float, shape (batch, tokens), optional
+            1 where a row is meant, in any pattern; rows where it is 0 are left out.
+        dtype : {None, "bfloat16"}
+            How to take uint16.
+
+        Returns
+        -------
+        Features
+        """
+        features, _ = from_padded(taps, mask, dtype=dtype)
+        empty = np.flatnonzero(features.lengths == 0)
+        if len(empty):
+            raise ValueError(f"mask leaves no row of sample {empty[0]}")
+        return features
+
+    @property
+    def taps(self):
+        """The samples' rows one after the other, a matrix (rows, channels) per tap; a selection's are gathered copies."""
+        rows = self.batch().rows
+        return [array if rows is None else array[rows] for array in self._arrays]
+
+    @property
+    def dtypes(self):
+        """Name of the type of each tap; bfloat16 is held as uint16."""
+        return list(self._elements)
+
+    @property
+    def channels(self):
+        """Channels of each tap."""
+        return [array.shape[1] for array in self._arrays]
+
+    @property
+    def lengths(self):
+        """Rows of each sample, int64 of shape (samples,)."""
+        lengths = np.diff(self._offsets)
+        return lengths if self._samples is None else lengths[self._samples]
+
+    @property
+    def offsets(self):
+        """Where each sample's rows begin in `taps`, int64 of shape (samples + 1,)."""
+        return offsets_of(self.lengths)
+
+    @property
+    def source(self):
+        """What the features were taken from (``"backbone"``: its fingerprint, ``"states"``), or None."""
+        return None if self._source is None else dict(self._source)
+
+    @property
+    def nbytes(self):
+        """Bytes of the rows of these samples in all taps."""
+        return int(self.lengths.sum()) * sum(array.shape[1] * array.itemsize for array in self._arrays)
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of lengths, types and values, in hexadecimal; it reads everything once."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(repr((self.dtypes, self.channels)).encode())
+            digest.update(np.ascontiguousarray(self.lengths))
+            for array in self._arrays:
+                for rows in self._pieces(array):
+                    digest.update(np.ascontiguousarray(rows))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def __len__(self):
+        return len(self._offsets) - 1 if self._samples is None else len(self._samples)
+
+    def __getitem__(self, index):
+        """Select samples by number, slice, index array or bool array; rows are not copied."""
+        if isinstance(index, (int, np.integer)) and not isinstance(index, (bool, np.bool_)):
+            index = [index]
+        every = np.arange(len(self._offsets) - 1) if self._samples is None else self._samples
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            if index.ndim != 1 or index.dtype.kind not in "biu":
+                raise TypeError("features[index] takes a number, a slice, or an array of numbers or of bool")
+        chosen = every[index]
+        if len(chosen) == 0:
+            raise IndexError("features[index] would hold no sample")
+        return self._with(samples=chosen)
+
+    def __repr__(self):
+        lengths = self.lengths
+        span = f"{lengths.min()}" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
+        channels = " ".join(map(str, dict.fromkeys(self.channels)))
+        return (
+            f"Features({count_of(len(self), 'sample')} of {span} rows, {count_of(len(self._arrays), 'tap')} of "
+            f"{channels} channels, {' '.join(dict.fromkeys(self._elements))}, {self.nbytes / 2**20:.1f} MiB)"
+        )
+
+    def select(self, taps):
+        """Take some of the taps.
+
+        Parameters
+        ----------
+        taps : sequence of int
+            Their numbers, in the order wanted; negative ones count from the end.
+
+        Returns
+        -------
+        Features
+        """
+        count = len(self._arrays)
+        numbers = [whole_number(tap, "taps", -count, count - 1) for tap in _sequence(taps)]
+        source = self.source
+        if source and "states" in source:
+            source["states"] = [source["states"][number] for number in numbers]
+        return self._with(
+            arrays=[self._arrays[number] for number in numbers],
+            elements=[self._elements[number] for number in numbers],
+            source=source,
+        )
+
+    def pooled(self, tap=-1, how="mean"):
+        """Reduce each sample's rows of one tap to one.
+
+        Parameters
+        ----------
+        tap : int
+            Number of the tap.
+        how : {"mean", "first", "max"}
+
+        Returns
+        -------
+        numpy.ndarray of float32 (of float64 where the tap is), shape (samples, channels)
+        """
+        one_of(how, "how", ("mean", "first", "max"))
+        tap = whole_number(tap, "tap", -len(self._arrays), len(self._arrays) - 1)
+        array, element = self._arrays[tap], self._elements[tap]
+        if how == "first":
+            batch = self.batch()
+            first = batch.offsets[:-1] if batch.rows is None else batch.rows[batch.offsets[:-1]]
+            return widened(array[first], element)
+        pooled = []
+        for start in range(0, len(self), _CHUNK):
+            batch = self.batch(np.arange(start, min(start + _CHUNK, len(self))))
+            rows = widened(array[batch.rows], element)
+            if how == "max":
+                pooled.append(np.maximum.reduceat(rows, batch.offsets[:-1], axis=0))
+            else:
+                sums = np.add.reduceat(rows, batch.offsets[:-1], axis=0, dtype=np.float64)
+                pooled.append((sums / np.diff(batch.offsets)[:, None]).astype(rows.dtype))
+        return np.concatenate(pooled)
+
+    def batch(self, index=None):
+        """Return the rows of some samples as the core takes them.
+
+        Parameters
+        ----------
+        index : numpy.ndarray of int64, optional
+            Numbers of the samples; all when None.
+
+        Returns
+        -------
+        Batch
+        """
+        if index is None and self._samples is None:
+            return Batch(self._offsets, self._rows)
+        if index is None:
+            index = self._samples
+        elif self._samples is not None:
+            index = self._samples[index]
+        return select_rows(self._offsets, self._rows, index)
+
+    def sources(self, batch):
+        """Return every tap's array with the rows that a batch takes of it."""
+        return [(array, batch.rows) for array in self._arrays]
+
+    def _pieces(self, array):
+        for start in range(0, len(self), _CHUNK):
+            yield array[self.batch(np.arange(start, min(start + _CHUNK, len(self)))).rows]
+
+
+def from_padded(taps, mask, names=None, dtype=None):
+    """Return padded arrays as features, and (batch, tokens); samples may have no row."""
+    arrays, elements, grids = [], [], []
+    taps = _sequence(taps)
+    names = names or [f"taps[{number}]" for number in range(len(taps))]
+    for name, tap in zip(names, taps):
+        array, element, grid = read_padded(tap, name, dtype)
+        arrays.append(array)
+        elements.append(element)
+        grids.append(grid)
+        if grid != grids[0]:
+            raise ValueError(
+                f"{name} must have the same batch and tokens as {names[0]}, {grids[0]}, got {grid}"
+            )
+    (samples, tokens), mask = grids[0], read_mask(mask, grids[0])
+    made = Features.__new__(Features)
+    if mask is None:
+        made._set(arrays, elements, np.arange(samples + 1, dtype=np.int64) * tokens, None, None, None)
+    else:
+        rows = np.flatnonzero(mask).astype(np.int64, copy=False)
+        made._set(arrays, elements, offsets_of(mask.sum(axis=1)), rows, None, None)
+    return made, grids[0]
+
+
+def as_features(taps, mask=None, *, channels=None, dtype=None):
+    """Return a network's input as features.
+
+    Parameters
+    ----------
+    taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
+    mask : array_like, shape (batch, tokens), optional
+    channels : sequence of int, optional
+        Channels that each tap must have.
+    dtype : {None, "bfloat16"}
+
+    Returns
+    -------
+    Features
+    """
+    if isinstance(taps, Features):
+        if mask is not None:
+            raise ValueError("mask goes with padded arrays; Features know the rows of each sample")
+        features = taps
+    else:
+        features = Features.from_arrays(taps, mask, dtype=dtype)
+    if channels is not None:
+        check_channels(features.channels, channels)
+    return features
+
+
+def check_channels(found, wanted, names=None):
+    """Raise where arrays are not as many, or not as wide, as wanted."""
+    if len(found) != len(wanted):
+        raise ValueError(f"taps must be {count_of(len(wanted), 'array')}, got {len(found)}")
+    for number, (width, right) in enumerate(zip(found, wanted)):
+        if width != right:
+            name = names[number] if names else f"taps[{number}]"
+            raise ValueError(f"{name} must have {count_of(right, 'channel')}, got {width}")
+
+
+def _sequence(taps):
+    if isinstance(taps, (str, bytes, dict)) or not hasattr(taps, "__iter__"):
+        raise TypeError(f"taps must be a sequence of arrays, got {type(taps).__name__}")
+    taps = list(taps)
+    if not taps:
+        raise ValueError("taps must hold at least one array, got none")
+    return taps

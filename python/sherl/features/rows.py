@@ -1,0 +1,130 @@
+"""From the user's arrays to rows that the core reads in place: dtypes, masks, offsets, and outputs in the same form."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+REALS = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, as the core takes them.
+
+    Attributes
+    ----------
+    offsets : numpy.ndarray of int64, shape (samples + 1,)
+        Where each sample's rows begin, counted within the batch.
+    rows : numpy.ndarray of int64, shape (rows,), or None
+        Which rows of the arrays the batch takes, in order; None for all of them.
+    """
+
+    offsets: np.ndarray
+    rows: np.ndarray | None
+
+    @property
+    def samples(self):
+        return len(self.offsets) - 1
+
+    @property
+    def spaces(self):
+        """Offsets by row space: that of the samples, then that of the tokens."""
+        return [None, self.offsets]
+
+
+def read_reals(values, name, dtype=None):
+    """Return values as an array of reals in native byte order, and the name of their type.
+
+    Parameters
+    ----------
+    values : array_like
+        float32, float64 or float16; bfloat16 of ml_dtypes; or uint16 with `dtype` "bfloat16".
+    name : str
+        What errors call them.
+    dtype : {None, "bfloat16"}
+        How to take uint16.
+
+    Returns
+    -------
+    numpy.ndarray
+        bfloat16 comes as uint16.
+    str
+        One of `REALS`.
+    """
+    if dtype not in (None, *REALS):
+        raise ValueError(f"dtype must be None or one of {', '.join(REALS)}, got {dtype!r}")
+    try:
+        array = np.asarray(values)
+    except Exception as error:
+        raise TypeError(f"{name} cannot be read as an array: {error}") from error
+    if array.dtype.name == "bfloat16":
+        array, element = array.view(np.uint16), "bfloat16"
+    elif array.dtype == np.uint16 and dtype == "bfloat16":
+        element = "bfloat16"
+    elif array.dtype.kind == "f" and array.dtype.itemsize in (2, 4, 8):
+        element = array.dtype.name
+    else:
+        hint = "; for bfloat16 in uint16, pass dtype='bfloat16'" if array.dtype == np.uint16 else ""
+        raise TypeError(f"{name} must hold {', '.join(REALS[:-1])} or bfloat16, got dtype {array.dtype}{hint}")
+    if dtype is not None and element != dtype:
+        raise TypeError(f"{name} must hold {dtype}, as dtype says, got dtype {np.asarray(values).dtype}")
+    return array.astype(array.dtype.newbyteorder("="), copy=False), element
+
+
+def readable(matrix):
+    """Return a matrix whose rows the core can read where they lie: the same one, or else a copy."""
+    row, channel = matrix.strides
+    whole = channel == matrix.itemsize and row >= matrix.shape[1] * matrix.itemsize
+    return matrix if whole and matrix.flags.aligned else np.require(matrix, requirements=["C", "A"])
+
+
+def widened(array, element):
+    """Return reals as float32 (float64 stays)."""
+    if element == "bfloat16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32) if element == "float16" else array
+
+
+def read_padded(values, name, dtype=None):
+    """Return an array (batch, tokens, channels) as a matrix of rows, with the type's name and (batch, tokens)."""
+    array, element = read_reals(values, name, dtype)
+    if array.ndim != 3:
+        raise ValueError(f"{name} must have shape (batch, tokens, channels), got {array.shape}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} is empty: its shape is {array.shape}")
+    batch, tokens, channels = array.shape
+    return readable(array.reshape(batch * tokens, channels)), element, (batch, tokens)
+
+
+def read_mask(mask, grid):
+    """Return which rows of a padded batch are meant, as a bool array of shape (batch, tokens), or None for all."""
+    if mask is None:
+        return None
+    try:
+        array = np.asarray(mask)
+    except Exception as error:
+        raise TypeError(f"mask cannot be read as an array: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"mask must hold bool, int or float, got dtype {array.dtype}")
+    if array.shape != grid:
+        raise ValueError(f"mask must have shape (batch, tokens) = {grid}, got {array.shape}")
+    if array.dtype != bool:
+        meant = array == 1
+        if not (meant | (array == 0)).all():
+            raise ValueError("mask must hold 0 and 1 only")
+        array = meant
+    return None if array.all() else array
+
+
+def select_rows(offsets, rows, samples):
+    """Return the batch of some samples of a ragged set; `samples` is an int64 index array."""
+    starts = offsets[samples]
+    lengths = offsets[samples + 1] - starts
+    chosen = offsets_of(lengths)
+    index = np.repeat(starts - chosen[:-1], lengths) + np.arange(chosen[-1])
+    return Batch(chosen, index if rows is None else rows[index])
+
+
+def offsets_of(lengths):
+    """Return where each of the segments of these lengths begins, and where the last ends."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

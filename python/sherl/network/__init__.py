@@ -1,0 +1,5 @@
+"""Side networks: training, prediction, saving."""
+
+from .side_network import SideNetwork
+
+__all__ = ["SideNetwork"]

@@ -1,0 +1,216 @@
+"""What a network computes: outputs, predictions, scores, losses, gradients."""
+
+import numpy as np
+
+from .. import _core
+from ..blocks.block import Rows, read_sample_rows
+from ..blocks.weights import trainable_names
+from ..checks import flag, seed_number
+from ..features.features import Features, as_features
+from ..training import scoring
+from ..training.labelled import Labelled
+from ..training.metrics import default_metrics
+
+
+class Inference:
+    """The part of a network that leaves its weights as they are."""
+
+    def forward(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+        """Compute the outputs of the head.
+
+        Parameters
+        ----------
+        taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
+            Hidden states of the backbone. float32, float64, float16 or bfloat16.
+        mask : array_like of bool, int or float, shape (batch, tokens), optional
+            With padded arrays: 1 where a row is meant; others are left out.
+        batch_size : int
+            Samples that are computed at a time; the results do not depend on it.
+        dtype : {None, "bfloat16"}
+            How to take uint16.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (samples, classes or outputs)
+        """
+        features = self._features(taps, mask, dtype)
+        with self._lock:
+            return scoring.outputs_of(self, features, batch_size)
+
+    def predict(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+        """Predict class numbers, or numbers.
+
+        Parameters
+        ----------
+        taps, mask, batch_size, dtype
+            As for `forward`.
+
+        Returns
+        -------
+        numpy.ndarray
+            Of a classifier int64 (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
+            regressor float32 (samples,), or (samples, outputs) with several.
+        """
+        return self.head._predicted(self.forward(taps, mask, batch_size=batch_size, dtype=dtype))
+
+    def predict_proba(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+        """Compute class probabilities.
+
+        Parameters
+        ----------
+        taps, mask, batch_size, dtype
+            As for `forward`.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (samples, classes)
+            Rows sum to 1, or with `multi_label` every class has its own probability.
+
+        Raises
+        ------
+        TypeError
+            Where the head is not a classifier.
+        """
+        return self.head._probabilities(self.forward(taps, mask, batch_size=batch_size, dtype=dtype))
+
+    def evaluate(self, taps, labels, mask=None, *, metrics=None, sample_weight=None,
+                 batch_size=scoring.BATCH_SIZE, dtype=None):
+        """Compute the mean loss and metrics.
+
+        Parameters
+        ----------
+        taps, mask, batch_size, dtype
+            As for `forward`.
+        labels : array_like
+            As for `fit`.
+        metrics : str, callable, or a sequence or dictionary of them, optional
+            Names (accuracy, f1, matthews_correlation, pearson, spearman), or functions (predictions, targets) -> float.
+            With `multi_label` they see every pair of sample and class; with several outputs their mean is taken.
+        sample_weight : array_like of float, shape (samples,), optional
+            By what each sample's loss counts.
+
+        Returns
+        -------
+        dict of str to float
+            ``"loss"`` and the metrics by name.
+        """
+        functions = scoring.metric_functions(metrics, self.head.task)
+        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype)
+        with self._lock:
+            return scoring.scores_of(self, labelled, functions, batch_size)
+
+    def score(self, taps, labels, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+        """Compute the first of the task's metrics: accuracy, or Pearson's correlation.
+
+        Parameters
+        ----------
+        taps, labels, mask, batch_size, dtype
+            As for `evaluate`.
+
+        Returns
+        -------
+        float
+        """
+        name = default_metrics(self.head.task)[0]
+        return self.evaluate(taps, labels, mask, metrics=name, batch_size=batch_size, dtype=dtype)[name]
+
+    def loss_and_gradients(self, taps, labels, mask=None, *, training=False, sample_weight=None, seed=0, dtype=None):
+        """Compute the mean loss of a batch and its gradient.
+
+        Parameters
+        ----------
+        taps, mask, dtype
+            As for `forward`.
+        labels : array_like
+            As for `fit`.
+        training : bool
+            Whether dropout acts.
+        sample_weight : array_like of float, shape (samples,), optional
+            By what each sample's loss counts.
+        seed : int
+            Of dropout.
+
+        Returns
+        -------
+        float
+            The loss.
+        dict of str to numpy.ndarray of float32
+            Gradients by parameter name.
+        """
+        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype)
+        with self._lock:
+            program = self._programs.loss_gradient(flag(training, "training"))
+            loss = program.gradient(*labelled.batch(), seed=seed_number(seed))
+            return loss, self._read_gradients(program)
+
+    def vjp(self, taps, cotangent, mask=None, *, taps_gradient=False, training=False, seed=0, dtype=None):
+        """Compute the outputs of the head, and the gradient of their product with a cotangent.
+
+        Parameters
+        ----------
+        taps, mask, dtype
+            As for `forward`.
+        cotangent : array_like, shape (samples, classes or outputs)
+            Gradient of a scalar with respect to the outputs.
+        taps_gradient : bool
+            Whether to compute gradients of the taps too.
+        training : bool
+            Whether dropout acts.
+        seed : int
+            Of dropout.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (samples, classes or outputs)
+            The outputs.
+        dict of str to numpy.ndarray of float32, or Features
+            Gradients by parameter name, and where asked for ``"tap0"``, ``"tap1"`` … in the form of the taps.
+        """
+        rows = self._rows(taps, mask, dtype)
+        channels = self.early.features if flag(taps_gradient, "taps_gradient") else []
+        sinks = [rows.sink(width) for width in channels]
+        cotangent = read_sample_rows(cotangent, rows.batch.samples, self.head.out_features)
+        output = np.empty((rows.batch.samples, self.head.out_features), _core.REAL)
+        with self._lock:
+            program = self._programs.output_gradient(flag(training, "training"), bool(taps_gradient))
+            program.gradient(
+                rows.batch.samples, rows.batch.spaces, rows.sources(), [(output, None)],
+                cotangents=[(cotangent, None)], input_gradients=[sink for _, sink in sinks] or None,
+                seed=seed_number(seed),
+            )
+            gradients = self._read_gradients(program)
+        gradients.update({f"tap{number}": rows.given(matrix) for number, (matrix, _) in enumerate(sinks)})
+        return output, gradients
+
+    def _features(self, taps, mask, dtype):
+        features = as_features(taps, mask, channels=self.early.features, dtype=dtype)
+        self._check_source(features)
+        return features
+
+    def _check_source(self, features):
+        known, found = self.features_source, features.source
+        if known is not None and found is not None and known != found:
+            raise ValueError(
+                f"taps come from another backbone or other states ({_named(found)}) than the network was trained on "
+                f"({_named(known)})"
+            )
+
+    def _rows(self, taps, mask, dtype):
+        names = [f"taps[{number}]" for number in range(self.early.taps)]
+        self._features(taps, mask, dtype)
+        return Rows([taps] if isinstance(taps, Features) else list(taps), names, mask, self.early.features, dtype)
+
+    def _check_backbone(self, fingerprint):
+        known = (self.features_source or {}).get("backbone", fingerprint)
+        if known != fingerprint:
+            raise ValueError(
+                f"backbone {fingerprint[:12]}… is not the one that the network was trained on, {known[:12]}…"
+            )
+
+    def _read_gradients(self, program):
+        return {name: program.parameter_gradient(name) for name in trainable_names(self._programs.store)}
+
+
+def _named(source):
+    backbone = str(source.get("backbone", "unknown"))
+    return f"backbone {backbone[:12]}…, states {source.get('states', 'unknown')}"

@@ -1,0 +1,157 @@
+"""Networks on disk: a folder with the trained weights (model.safetensors) and what else makes the network (config.json)."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .. import _core
+from ..blocks import MTSA, Classifier, Regressor, TransformerLayer
+from ..checks import write_files
+
+FORMAT = "sherl.SideNetwork"
+FORMAT_VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+_EARLY = {"MTSA": MTSA}
+_LATE = {"TransformerLayer": TransformerLayer}
+_HEADS = {"Classifier": Classifier, "Regressor": Regressor}
+
+
+def describe(network):
+    """Return what makes an equal network, but for the trained weights, as JSON can hold it."""
+    return {
+        "early": _described(network.early),
+        "late": [{**_described(layer), "frozen": layer.fingerprint} for layer in network.late],
+        "head": _described(network.head),
+        "seed": network.seed,
+        "features": network.features_source,
+    }
+
+
+def save(network, folder):
+    """Write a network's folder."""
+    safetensors = import_safetensors("saving a network")
+    config = {"format": FORMAT, "format_version": FORMAT_VERSION, "sherl_version": _core.config()["version"],
+              **describe(network)}
+    weights = safetensors.save(network.state_dict(), metadata={"format": FORMAT})
+    text = json.dumps(config, indent=2, allow_nan=False) + "\n"
+    write_files(folder, {WEIGHTS: weights, CONFIG: text.encode()})
+
+
+def load(kind, folder, backbone):
+    """Return the network of a folder."""
+    safetensors = import_safetensors("loading a network")
+    folder = Path(folder)
+    config = read_config(folder / CONFIG)
+    layers = _offered(backbone)
+    network = _build(kind, config, layers, folder / CONFIG)
+    arrays = read_weights(safetensors, folder / WEIGHTS)
+    network.features_source = config["features"]
+    if hasattr(backbone, "fingerprint"):
+        network._check_backbone(backbone.fingerprint)
+    for name, array in arrays.items():
+        if array.dtype != np.float32:
+            raise ValueError(f"{folder / WEIGHTS}: {name} must be float32, got {array.dtype}")
+    try:
+        network.load_state_dict(arrays)
+    except ValueError as error:
+        raise ValueError(f"{folder / WEIGHTS}: {error}") from error
+    return network
+
+
+def import_safetensors(purpose):
+    """Return the safetensors functions for NumPy."""
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(f"{purpose} needs the safetensors package: pip install 'sherl[text]'") from None
+    return safetensors.numpy
+
+
+def read_weights(safetensors, path):
+    """Return the arrays of a safetensors file by name."""
+    content = _read(path)
+    try:
+        return safetensors.load(content)
+    except Exception as error:  # its own error type, and those of what its numpy layer calls
+        raise ValueError(f"{path} is not a whole safetensors file of real numbers: {error}") from error
+
+
+def read_config(path):
+    """Return the settings of a network's folder, of a form that this version knows."""
+    try:
+        config = json.loads(_read(path).decode())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ValueError(f"{path} does not describe a sherl side network: it has no \"format\": \"{FORMAT}\"")
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r} (written by sherl {config.get('sherl_version', '?')}); this sherl, "
+            f"{_core.config()['version']}, reads version {FORMAT_VERSION}"
+        )
+    missing = [name for name in ("early", "late", "head", "seed", "features") if name not in config]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    if not isinstance(config["features"], (dict, type(None))):
+        raise ValueError(f"{path}: features must be an object or null, got {config['features']!r:.60}")
+    return config
+
+
+def _read(path):
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+
+
+def _described(block):
+    return {"type": type(block).__name__, "settings": block.settings}
+
+
+def _offered(backbone):
+    """Return the layers that a backbone, or a sequence, offers."""
+    layers = getattr(backbone, "layers", backbone)
+    if layers is None:
+        return []
+    if not hasattr(layers, "__iter__") or not all(isinstance(layer, TransformerLayer) for layer in layers):
+        raise TypeError(f"backbone must be one of load_backbone or a sequence of layers, got {type(backbone).__name__}")
+    return list(layers)
+
+
+def _build(kind, config, layers, path):
+    try:
+        late = config["late"]
+        if not isinstance(late, list):
+            raise ValueError("late must be a list")
+        return kind(
+            _made(config["early"], _EARLY), [_late(number, entry, layers) for number, entry in enumerate(late)],
+            _made(config["head"], _HEADS), seed=config["seed"],
+        )
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} does not make a network: {error}") from error
+
+
+def _made(entry, kinds):
+    if not isinstance(entry, dict) or entry.get("type") not in kinds or not isinstance(entry.get("settings"), dict):
+        raise ValueError(f"a block must have a type among {', '.join(kinds)} and settings, got {str(entry)[:80]}")
+    return kinds[entry["type"]](**entry["settings"])
+
+
+def _late(number, entry, layers):
+    described = _made(entry, _LATE)
+    if entry.get("frozen") is None:
+        return described
+    if not layers:
+        raise ValueError(f"late layer {number} is frozen, and its weights are not in the folder: pass backbone=")
+    # The last layers are the likely ones; a fingerprint reads a layer's weights once.
+    for layer in reversed(layers):
+        if _same_shape(layer, described) and layer.fingerprint == entry["frozen"]:
+            return layer._with_dropout(described)
+    raise ValueError(f"no layer of backbone has the weights that late layer {number} was trained with")
+
+
+def _same_shape(layer, described):
+    return (layer.features, layer.intermediate) == (described.features, described.intermediate)

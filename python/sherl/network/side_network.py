@@ -1,0 +1,359 @@
+"""SideNetwork: an MTSA on the taps of a frozen backbone, its last layers, and a head; what users train."""
+
+import threading
+
+from ..blocks.block import count_owned
+from ..blocks.heads import Head
+from ..blocks.mtsa import MTSA
+from ..blocks.transformer import TransformerLayer
+from ..blocks.weights import load_state, read_state
+from ..checks import flag, seed_number
+from ..training.fit import Fit, read_validation
+from ..training.labelled import Labelled
+from ..training.optimizers import NO_DECAY, OptimizerSettings
+from ..training.stepper import Stepper
+from . import memory, saving
+from .inference import Inference
+from .programs import Programs
+
+__all__ = ["SideNetwork"]
+
+
+class SideNetwork(Inference):
+    """Side network on a frozen backbone's hidden states.
+
+    The early block consolidates the taps, the late layers refine the result, the head reads it out. Only the early
+    block, the head and late layers that are not frozen are trained; the gradient passes through frozen ones.
+
+    Parameters
+    ----------
+    early : MTSA
+        Its last tap is what the first late layer would have received in the backbone.
+    late : sequence of TransformerLayer
+        Any number of layers.
+    head : Classifier or Regressor
+    seed : int
+        Of the first weights. Blocks that were used or loaded before keep their weights.
+
+    Attributes
+    ----------
+    early, late, head
+        The blocks. They share their parameters with the network.
+    features_source : dict or None
+        What the features that the network was trained on were taken from.
+    """
+
+    def __init__(self, early, late=(), head=None, seed=0):
+        if not isinstance(early, MTSA):
+            raise TypeError(f"early must be an MTSA, got {type(early).__name__}")
+        if not isinstance(head, Head):
+            raise TypeError(f"head must be a Classifier or a Regressor, got {type(head).__name__}")
+        if isinstance(late, TransformerLayer) or not hasattr(late, "__iter__"):
+            raise TypeError(f"late must be a sequence of layers, got {type(late).__name__}")
+        self.early, self.late, self.head = early, list(late), head
+        self.seed = seed_number(seed)
+        self.features_source = None
+        self._lock = threading.RLock()
+        self._check_blocks()
+        self._programs = Programs(early, self.late, head)
+        self._gather()
+
+    def _check_blocks(self):
+        width, before = self.early.out_features, "early"
+        if width != self.early.features[-1]:
+            raise ValueError(f"early must have out_features equal to its last tap's {self.early.features[-1]}, got {width}")
+        for name, block in self._blocks()[1:]:
+            if name != "head" and not isinstance(block, TransformerLayer):
+                raise TypeError(f"{name} must be a TransformerLayer, got {type(block).__name__}")
+            if block.features != width:
+                raise ValueError(f"{name} must have the {width} features that {before} gives, got {block.features}")
+            width, before = block.out_features, name
+        trained = [(name, block) for name, block in self._blocks() if name in ("early", "head") or block.trainable]
+        for name, block in trained:
+            if block._network:
+                raise ValueError(f"{name} already belongs to another network: make a new block, or copy.deepcopy it")
+        if len({id(block) for _, block in trained}) < len(trained):
+            raise ValueError("late must not hold a trainable layer twice")
+
+    def _gather(self):
+        """Draw the weights, take over those of blocks that have some, and let the blocks share the store."""
+        store = self._programs.store
+        store.initialize(self.seed)
+        for prefix, block in self._programs.parts():
+            if isinstance(block, TransformerLayer) and not block.trainable:
+                continue
+            if block._used():
+                load_state(store, prefix, block.state_dict(), strict=True)
+            block._move(store, prefix)
+
+    def _blocks(self):
+        late = [(f"late[{number}]", layer) for number, layer in enumerate(self.late)]
+        return [("early", self.early), *late, ("head", self.head)]
+
+    # Training.
+
+    def fit(self, taps, labels, mask=None, *, epochs=3, batch_size=32, learning_rate=1e-3, optimizer="adamw",
+            weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0, accumulate=1,
+            betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None, metrics=None,
+            monitor=None, patience=None, restore_best=None, callbacks=(), progress=True, sample_weight=None, seed=0,
+            checkpoint=None, checkpoint_every=None, resume_from=None, dtype=None):
+        """Train the network.
+
+        The same arguments give the same bits, whatever the number of threads. An interrupt (Ctrl-C) ends the training
+        after the step under way, and the history is returned; a second one raises KeyboardInterrupt. Where an error is
+        raised, the network keeps its weights after the last whole step.
+
+        Parameters
+        ----------
+        taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
+            Hidden states of the backbone. float32, float64, float16 or bfloat16.
+        labels : array_like
+            Of a classifier class numbers (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
+            regressor numbers (samples,), or (samples, outputs).
+        mask : array_like of bool, int or float, shape (batch, tokens), optional
+            With padded arrays: 1 where a row is meant; others are left out.
+        epochs : int
+            Times that all samples are gone through, each time in another order.
+        batch_size : int
+            Samples of a batch; the last batch of an epoch may have fewer.
+        learning_rate : float
+            Its largest value.
+        optimizer : {"adamw", "adam", "sgd"}
+        weight_decay : float
+            Decoupled for AdamW; added to the gradient otherwise.
+        no_decay : sequence of str
+            Patterns of the names of parameters that do not decay.
+        schedule : {"linear", "constant", "cosine", "step"}
+            How the learning rate falls after the warm-up; linear and cosine reach 0 at the end.
+        warmup : float or int
+            Steps over which the learning rate rises; below 1 as a share of all steps.
+        clip_norm : float or None
+            Largest norm of the gradient of all parameters.
+        accumulate : int
+            Batches whose gradients make one step.
+        betas : tuple of float
+            Of Adam and AdamW.
+        momentum : float
+            Of SGD.
+        step_every, step_factor : int, float
+            With schedule "step" the learning rate is multiplied by `step_factor` every so many steps.
+        validation : tuple, optional
+            (taps, labels) or (taps, labels, mask), evaluated after every epoch.
+        metrics : str, callable, or a sequence or dictionary of them, optional
+            As for `evaluate`; the task's usual when None.
+        monitor : str, optional
+            "loss" or the name of a metric, by which the best epoch is told: the one with the least validation loss, or
+            with the largest value. The first metric when None.
+        patience : int, optional
+            Epochs without a better one after which the training ends.
+        restore_best : bool, optional
+            Whether the network gets the weights of the best epoch at the end; as a rule where `patience` is given.
+        callbacks : sequence of Callback
+        progress : bool
+            Whether to show a progress bar, where tqdm is installed.
+        sample_weight : array_like of float, shape (samples,), optional
+            By what each sample's loss counts.
+        seed : int
+            Of the order of the samples and of dropout.
+        checkpoint : str or path-like, optional
+            Folder for the state of the training, from which it can be resumed.
+        checkpoint_every : int, optional
+            Steps between checkpoints; one an epoch when None.
+        resume_from : str or path-like, optional
+            Folder of a checkpoint of the same training, to go on from there; the outcome has the same bits as without
+            the break.
+        dtype : {None, "bfloat16"}
+            How to take uint16 taps.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        FloatingPointError
+            Where a loss or a gradient is not finite.
+        ValueError
+            Where an argument does not fit, or the checkpoint is not of this training.
+        """
+        settings = OptimizerSettings(
+            optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay, no_decay=no_decay, betas=betas,
+            momentum=momentum, clip_norm=clip_norm, schedule=schedule, warmup=warmup, step_every=step_every,
+            step_factor=step_factor,
+        )
+        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype)
+        return Fit(
+            self, labelled, read_validation(self, validation, dtype), settings, epochs=epochs, batch_size=batch_size,
+            accumulate=accumulate, metrics=metrics, monitor=monitor, patience=patience, restore_best=restore_best,
+            callbacks=callbacks, progress=progress, seed=seed, checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every, resume_from=resume_from,
+        ).run()
+
+    def stepper(self, *, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, no_decay=(), betas=(0.9, 0.999),
+                eps=1e-8, momentum=0.0, clip_norm=None, schedule="constant", warmup=0, total_steps=0, step_every=None,
+                step_factor=0.1, seed=0):
+        """Make an object that takes one optimizer step at each call, for training loops of one's own.
+
+        Parameters
+        ----------
+        optimizer, learning_rate, weight_decay, no_decay, betas, momentum, clip_norm, schedule, warmup, step_every, \
+        step_factor
+            As for `fit`; by default the learning rate is constant and every parameter decays.
+        eps : float
+            Of Adam and AdamW.
+        total_steps : int
+            Length of the whole training, for schedules that need it.
+        seed : int
+            Of dropout.
+
+        Returns
+        -------
+        Stepper
+            ``loss = step(taps, labels, mask=None)``
+        """
+        settings = OptimizerSettings(
+            optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay, no_decay=no_decay, betas=betas,
+            eps=eps, momentum=momentum, clip_norm=clip_norm, schedule=schedule, warmup=warmup, step_every=step_every,
+            step_factor=step_factor,
+        )
+        return Stepper(self, settings, total_steps=total_steps, seed=seed)
+    # Weights.
+
+    def state_dict(self):
+        """Return copies of the trained parameters by name, with the prefixes early., late.0. …, head.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray of float32
+        """
+        with self._lock:
+            return read_state(self._programs.store)
+
+    def load_state_dict(self, state_dict, strict=True):
+        """Set the trained parameters.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            Arrays by parameter name. Nothing is changed where an error is raised.
+        strict : bool
+            Whether all names and shapes must fit. Otherwise those that do are loaded.
+
+        Returns
+        -------
+        LoadReport
+            Names that are missing, unexpected, or of another shape.
+
+        Raises
+        ------
+        ValueError
+            Where `strict` and something does not fit; the message lists all of it.
+        """
+        with self._lock:
+            return load_state(self._programs.store, "", state_dict, flag(strict, "strict"))
+
+    def num_parameters(self, trainable_only=True):
+        """Count parameters.
+
+        Parameters
+        ----------
+        trainable_only : bool
+            Whether to leave out those of frozen layers.
+
+        Returns
+        -------
+        int
+        """
+        frozen = 0 if flag(trainable_only, "trainable_only") else sum(layer._frozen_count() for layer in self.late)
+        return count_owned(self._programs.store) + frozen
+
+    def print_trainable_parameters(self):
+        """Print how many parameters are trained, out of how many with the frozen late layers."""
+        trained, total = self.num_parameters(), self.num_parameters(trainable_only=False)
+        print(f"trained parameters: {trained:,} of {total:,} ({100 * trained / total:.2f} %)")
+
+    def memory_plan(self, *, batch_size=32, tokens=128, optimizer="adamw"):
+        """Tell what memory training will take, above that of the taps.
+
+        Parameters
+        ----------
+        batch_size : int
+            Samples of a batch.
+        tokens : int
+            Rows of a sample.
+        optimizer : {"adamw", "adam", "sgd"}
+
+        Returns
+        -------
+        MemoryPlan
+            Bytes by kind, with `total`.
+        """
+        with self._lock:
+            return memory.plan(self, batch_size, tokens, optimizer)
+
+    def summary(self):
+        """Describe the blocks in a table.
+
+        Returns
+        -------
+        str
+        """
+        return memory.summary(self)
+
+    def _described(self):
+        return saving.describe(self)
+
+    def __reduce__(self):
+        return _restored, (type(self), self.early, self.late, self.head, self.seed, self.features_source)
+
+    def __repr__(self):
+        return f"SideNetwork\n{self.summary()}"
+
+    # Disk.
+
+    def save_pretrained(self, folder):
+        """Save the trained weights (model.safetensors) and what else makes the network (config.json).
+
+        Frozen layers are not saved, only their fingerprints. An earlier save in the folder is replaced whole.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            Made where it does not exist.
+
+        Raises
+        ------
+        ImportError
+            Without the safetensors package.
+        """
+        saving.save(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder, backbone=None):
+        """Load a network that `save_pretrained` wrote.
+
+        Parameters
+        ----------
+        folder : str or path-like
+        backbone : backbone of `load_backbone`, or sequence of TransformerLayer, optional
+            Where the frozen late layers are; needed when the network has some.
+
+        Returns
+        -------
+        SideNetwork
+
+        Raises
+        ------
+        ValueError
+            Where a file is not whole, not of this form, or does not fit; or where the backbone is not the one that the
+            network was trained on.
+        ImportError
+            Without the safetensors package.
+        """
+        return saving.load(cls, folder, backbone)
+
+
+def _restored(kind, early, late, head, seed, source):
+    network = kind(early, late, head, seed)
+    network.features_source = source
+    return network

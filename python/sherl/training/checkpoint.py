@@ -1,0 +1,77 @@
+"""The state of a training on disk: one file, replaced whole."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..checks import write_files
+
+FILE = "fit.npz"
+FORMAT, FORMAT_VERSION = "sherl.fit", 1
+
+_STATE = "state"
+
+
+def write_checkpoint(folder, state, arrays):
+    """Write a checkpoint.
+
+    Parameters
+    ----------
+    folder : str or path-like
+    state : dict
+        What JSON can hold, with ``"settings"``.
+    arrays : dict of str to numpy.ndarray
+    """
+    text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **state})
+    stream = io.BytesIO()
+    np.savez(stream, **{_STATE: np.frombuffer(text.encode(), np.uint8)}, **arrays)
+    write_files(folder, {FILE: stream.getbuffer()})
+
+
+def read_checkpoint(folder, settings):
+    """Return the state and the arrays of a checkpoint that was written under the same settings.
+
+    Raises
+    ------
+    ValueError
+        Where the file is not a whole checkpoint, or of another training; the message tells what differs.
+    """
+    path = Path(folder) / FILE
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in loaded.files}
+        state = json.loads(arrays.pop(_STATE).tobytes().decode())
+        if state["format"] != FORMAT:
+            raise ValueError(f"its format is {state['format']!r}")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"resume_from: {path} does not exist") from None
+    except Exception as error:  # a broken archive raises errors of many types
+        raise ValueError(f"resume_from: {path} is not a whole checkpoint: {error}") from error
+    if state.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"resume_from: {path} has format version {state.get('format_version')!r}; this sherl reads {FORMAT_VERSION}"
+        )
+    # As JSON gives them back, where a tuple is a list.
+    now, former = dict(_leaves(json.loads(json.dumps(settings)))), dict(_leaves(state.get("settings")))
+    differing = [name for name in {**now, **former} if now.get(name) != former.get(name)]
+    if differing:
+        pairs = [f"{name} was {_short(former.get(name))} and is {_short(now.get(name))}" for name in differing]
+        raise ValueError(f"resume_from: {path} is of another training: {', '.join(pairs)}")
+    return state, arrays
+
+
+def _leaves(value, name=""):
+    """Yield the names and values at the ends of nested dictionaries and lists."""
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,246 @@
+"""The training loop: epochs of steps, validation, the best weights, callbacks, interrupts, checkpoints."""
+
+import time
+from dataclasses import asdict
+
+import numpy as np
+
+from .. import _core
+from ..blocks.weights import load_state
+from ..checks import flag, seed_number, whole_number
+from .callbacks import Callback, FitState, StopTraining
+from .checkpoint import read_checkpoint, write_checkpoint
+from .history import History
+from .interrupt import Interrupt
+from .labelled import Labelled
+from .progress import progress_bar
+from .scoring import BATCH_SIZE, metric_functions, scores_of
+from .stepper import Stepper
+
+_PREFIX = "validation_"
+
+
+class Fit:
+    """One training of a network; the arguments are those of `SideNetwork.fit`, labelled samples and settings read."""
+
+    def __init__(self, network, labelled, validation, settings, *, epochs, batch_size, accumulate, metrics, monitor,
+                 patience, restore_best, callbacks, progress, seed, checkpoint, checkpoint_every, resume_from):
+        self.network, self.labelled, self.validation = network, labelled, validation
+        self.epochs = whole_number(epochs, "epochs", 1)
+        self.batch_size = whole_number(batch_size, "batch_size", 1)
+        self.accumulate = whole_number(accumulate, "accumulate", 1)
+        self.seed = seed_number(seed)
+        self.progress = flag(progress, "progress")
+        self.metrics = metric_functions(metrics, network.head.task)
+        self.patience = None if patience is None else whole_number(patience, "patience", 1)
+        self.restore_best = patience is not None if restore_best is None else flag(restore_best, "restore_best")
+        if validation is None and (monitor is not None or patience is not None or self.restore_best):
+            raise ValueError("monitor, patience and restore_best need validation")
+        self.callbacks = _checked_callbacks(callbacks)
+        self.checkpoint, self.resume_from = checkpoint, resume_from
+        self.checkpoint_every = (
+            None if checkpoint_every is None else whole_number(checkpoint_every, "checkpoint_every", 1)
+        )
+        if checkpoint is None and checkpoint_every is not None:
+            raise ValueError("checkpoint_every needs checkpoint, the folder to write to")
+
+        batches = -(-len(labelled) // self.batch_size)
+        self.total_steps = self.epochs * -(-batches // self.accumulate)
+        self.stepper = Stepper(network, settings, self.total_steps, self.accumulate, self.seed)
+        self.settings = settings
+        self.history = History(self._monitor(monitor))
+        self.state = FitState(network, self.history, self.epochs, self.total_steps)
+        self.epoch, self.position = 0, 0  # whole epochs, and steps of the epoch under way
+        self.loss_sum, self.share_sum, self.seconds = 0.0, 0.0, 0.0
+        self.best_value, self.best_weights = None, {}
+        self.described = self._describe() if checkpoint is not None or resume_from is not None else None
+
+    def run(self):
+        """Train, and return the history."""
+        if self.resume_from is not None:
+            self._resume()
+        if self.labelled.features.source is not None:
+            self.network.features_source = self.labelled.features.source
+        with (
+            Interrupt() as self.interrupt,
+            progress_bar(self.progress, self.total_steps, "fit", self.stepper.steps) as self.bar,
+        ):
+            self._call("on_fit_begin")
+            while self.epoch < self.epochs and self.history.stopped is None:
+                self._run_epoch()
+            if self.checkpoint is not None:
+                self._write_checkpoint()
+        if self.restore_best and self.best_weights:
+            load_state(self.network._programs.store, "", self.best_weights, strict=True)
+        self._call("on_fit_end")
+        return self.history
+
+    def _run_epoch(self):
+        self.state.epoch = self.epoch + 1
+        if self.position == 0:
+            self._call("on_epoch_begin")
+        started = time.perf_counter() - self.seconds
+        for parts in self._steps_of_epoch()[self.position :]:
+            if self.history.stopped is not None:
+                return
+            self._step(parts)
+            self.seconds = time.perf_counter() - started
+            if self.checkpoint_every is not None and self.stepper.steps % self.checkpoint_every == 0:
+                self._write_checkpoint()
+            self._heed_interrupt()
+        if self.history.stopped is None:
+            self._end_epoch(started)
+
+    def _steps_of_epoch(self):
+        """Return for each step of the epoch the sample numbers of its batches."""
+        random = np.random.Generator(np.random.Philox(key=np.array([self.seed, self.epoch], np.uint64)))
+        order = random.permutation(len(self.labelled))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        return [batches[start : start + self.accumulate] for start in range(0, len(batches), self.accumulate)]
+
+    def _step(self, parts):
+        number = self.stepper.steps + 1
+        rate = self.stepper.learning_rate
+        try:
+            loss = self.stepper.step(self.labelled, parts)
+        except (FloatingPointError, MemoryError) as error:
+            raise type(error)(
+                f"step {number} (epoch {self.epoch + 1}) failed, and the network keeps its weights of before it: {error}"
+            ) from error
+        share = sum(self.labelled.share(part) for part in parts)
+        self.loss_sum += loss * share
+        self.share_sum += share
+        self.position += 1
+        self.history.step_losses.append(loss)
+        self.state.step, self.state.loss = self.stepper.steps, loss
+        self.state.learning_rate, self.state.gradient_norm = rate, self.stepper.gradient_norm
+        self.bar.update()
+        self.bar.set_postfix_str(f"epoch {self.epoch + 1}, loss {loss:.4f}{self._validated()}", refresh=False)
+        self._call("on_step_end")
+
+    def _end_epoch(self, started):
+        entry = {"epoch": self.epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0),
+                 "learning_rate": self.state.learning_rate, "seconds": time.perf_counter() - started}
+        if self.validation is not None:
+            with self.network._lock:
+                scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE)
+            entry.update({_PREFIX + name: value for name, value in scores.items()})
+        self.history.epochs.append(entry)
+        self.state.metrics = entry
+        self.epoch, self.position = self.epoch + 1, 0
+        self.loss_sum, self.share_sum, self.seconds = 0.0, 0.0, 0.0
+        if self.validation is not None:
+            self._judge(entry[self.history.monitor])
+        self._call("on_epoch_end")
+        self._heed_interrupt()
+        if self.checkpoint is not None and self.checkpoint_every is None:
+            self._write_checkpoint()
+
+    def _judge(self, value):
+        """Keep the weights where the epoch is the best yet; end the training where the best is too long ago."""
+        if self.history._compare(value, self.best_value):
+            self.best_value, self.history.best_epoch = value, self.epoch
+            if self.restore_best:
+                self.best_weights = self.network.state_dict()
+        elif self.patience is not None and self.epoch - (self.history.best_epoch or 0) >= self.patience:
+            self.history.stopped = "patience"
+
+    def _monitor(self, monitor):
+        if self.validation is None:
+            return None
+        names = ["loss", *self.metrics]
+        chosen = ([*self.metrics, "loss"][0] if monitor is None else str(monitor)).removeprefix(_PREFIX)
+        if chosen not in names:
+            raise ValueError(f"monitor must be one of {', '.join(names)}, got {monitor!r}")
+        return _PREFIX + chosen
+
+    def _validated(self):
+        entry = self.history.epochs[-1] if self.history.epochs else {}
+        return f", {self.history.monitor} {entry[self.history.monitor]:.4f}" if self.history.monitor in entry else ""
+
+    def _call(self, name):
+        for callback in self.callbacks:
+            try:
+                stop = getattr(callback, name)(self.state) is True
+            except StopTraining:
+                stop = True
+            if stop and self.history.stopped is None:
+                self.history.stopped = "callback"
+
+    def _heed_interrupt(self):
+        if self.interrupt.asked and self.history.stopped is None:
+            self.history.stopped = "interrupt"
+
+    # Checkpoints.
+
+    def _describe(self):
+        """Return what a resumed training must share with the one that wrote the checkpoint."""
+        network = self.network._described()
+        del network["features"], network["seed"]
+        return {
+            **asdict(self.settings), "epochs": self.epochs, "batch_size": self.batch_size,
+            "accumulate": self.accumulate, "seed": self.seed, "metrics": list(self.metrics),
+            "monitor": self.history.monitor, "patience": self.patience, "restore_best": self.restore_best,
+            "network": network, "precision": _core.REAL, "data": self.labelled.fingerprint,
+            "validation": None if self.validation is None else self.validation.fingerprint,
+        }
+
+    def _write_checkpoint(self):
+        arrays = {f"weight/{name}": array for name, array in self.network.state_dict().items()}
+        arrays.update({f"best/{name}": array for name, array in self.best_weights.items()})
+        moments = self.stepper.moments()
+        arrays.update({f"moment{number}/{name}": array for (number, name), array in moments.items()})
+        write_checkpoint(self.checkpoint, {
+            "settings": self.described, "steps": self.stepper.steps, "epoch": self.epoch, "position": self.position,
+            "loss_sum": self.loss_sum, "share_sum": self.share_sum, "seconds": self.seconds,
+            "best_value": self.best_value, "learning_rate": self.state.learning_rate,
+            "history": self.history.to_dict(),
+        }, arrays)
+
+    def _resume(self):
+        state, arrays = read_checkpoint(self.resume_from, self.described)
+        groups = {"weight": {}, "best": {}, "moment0": {}, "moment1": {}}
+        try:
+            for key, array in arrays.items():
+                group, _, name = key.partition("/")
+                groups[group][name] = array
+            moments = {(number, name): array for number in (0, 1) for name, array in groups[f"moment{number}"].items()}
+            expected = self.stepper.moments()
+            if {key: array.shape for key, array in expected.items()} != {key: a.shape for key, a in moments.items()}:
+                raise ValueError("the optimizer's state does not fit")
+            history = History.from_dict(state["history"])
+            self.epoch, self.position = int(state["epoch"]), int(state["position"])
+            self.loss_sum, self.share_sum = state["loss_sum"], state["share_sum"]
+            self.seconds, self.best_value = state["seconds"], state["best_value"]
+            self.state.learning_rate, steps = state["learning_rate"], int(state["steps"])
+            load_state(self.network._programs.store, "", groups["weight"], strict=True)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"resume_from: the checkpoint in {self.resume_from} is not whole: {error}") from error
+        self.stepper.restore(steps, moments)
+        self.best_weights = groups["best"]
+        if history.stopped in ("interrupt", "callback"):
+            history.stopped = None
+        self.history = self.state.history = history
+        self.state.step = steps
+        self.state.metrics = history.epochs[-1] if history.epochs else {}
+
+
+def read_validation(network, validation, dtype):
+    """Return the labelled samples of a `validation` argument, or None."""
+    if validation is None:
+        return None
+    if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+        raise TypeError("validation must be (taps, labels) or (taps, labels, mask)")
+    taps, labels, *mask = validation
+    try:
+        return Labelled(network, taps, labels, *mask, dtype=dtype, name="validation labels")
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"validation: {error}") from error
+
+
+def _checked_callbacks(callbacks):
+    callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks must be instances of sherl.Callback, got {type(callback).__name__}")
+    return callbacks

@@ -1,0 +1,208 @@
+"""Scores of predictions against targets, in plain NumPy: accuracy, F1, Matthews, Pearson and Spearman correlation."""
+
+import numpy as np
+
+__all__ = [
+    "METRICS",
+    "TASK_METRICS",
+    "accuracy",
+    "default_metrics",
+    "f1",
+    "matthews_correlation",
+    "pearson",
+    "spearman",
+]
+
+
+def accuracy(predictions, targets):
+    """Share of predictions that equal their target.
+
+    Parameters
+    ----------
+    predictions, targets : array_like of int, shape (samples,)
+        Class ids.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+    """
+    predictions, targets = _classes(predictions, targets)
+    return float(np.mean(predictions == targets))
+
+
+def f1(predictions, targets):
+    """F1 score: the harmonic mean of precision and recall.
+
+    Where all ids are 0 or 1 it is the score of class 1. Otherwise it is the mean over the classes that occur in either
+    array of each class's score (macro F1).
+
+    Parameters
+    ----------
+    predictions, targets : array_like of int, shape (samples,)
+        Class ids.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; nan in the binary case where neither array holds a 1.
+    """
+    confusion, ids = _confusion(predictions, targets)
+    in_both = np.diagonal(confusion)
+    in_either = confusion.sum(axis=0) + confusion.sum(axis=1)
+    scores = 2.0 * in_both / in_either
+    if set(ids) <= {0, 1}:
+        return float(scores[ids.index(1)]) if 1 in ids else float("nan")
+    return float(np.mean(scores))
+
+
+def matthews_correlation(predictions, targets):
+    """Matthews correlation coefficient, for any number of classes (Gorodkin, 2004).
+
+    Parameters
+    ----------
+    predictions, targets : array_like of int, shape (samples,)
+        Class ids.
+
+    Returns
+    -------
+    float
+        Between -1 and 1; nan where the predictions or the targets are all one class.
+    """
+    confusion, _ = _confusion(predictions, targets)
+    samples = confusion.sum()
+    if confusion.sum(axis=0).max() == samples or confusion.sum(axis=1).max() == samples:
+        return float("nan")
+    # Shares, not counts: products of counts would overflow for large sets.
+    predicted, true = confusion.sum(axis=0) / samples, confusion.sum(axis=1) / samples
+    covariance = np.trace(confusion) / samples - predicted @ true
+    return _bounded(covariance / np.sqrt((1.0 - predicted @ predicted) * (1.0 - true @ true)))
+
+
+def pearson(predictions, targets):
+    """Pearson correlation coefficient.
+
+    Parameters
+    ----------
+    predictions, targets : array_like of float, shape (samples,)
+        Values; they are widened to float64.
+
+    Returns
+    -------
+    float
+        Between -1 and 1; nan where either array is constant (as one sample always is) or holds a value that is not
+        finite.
+    """
+    predictions, targets = _values(predictions, targets)
+    if not (np.isfinite(predictions).all() and np.isfinite(targets).all()):
+        return float("nan")
+    if _constant(predictions) or _constant(targets):
+        return float("nan")
+    predictions, targets = _centred(predictions), _centred(targets)
+    return _bounded(predictions @ targets / (np.linalg.norm(predictions) * np.linalg.norm(targets)))
+
+
+def spearman(predictions, targets):
+    """Spearman rank correlation coefficient: Pearson's over ranks, where ties get the mean of their ranks.
+
+    Parameters
+    ----------
+    predictions, targets : array_like of float, shape (samples,)
+        Values; they are widened to float64.
+
+    Returns
+    -------
+    float
+        Between -1 and 1; nan where either array is constant (as one sample always is) or holds a nan.
+    """
+    predictions, targets = _values(predictions, targets)
+    if np.isnan(predictions).any() or np.isnan(targets).any():
+        return float("nan")
+    return pearson(_ranks(predictions), _ranks(targets))
+
+
+METRICS = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews_correlation": matthews_correlation,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+"""Metric functions of (predictions, targets) by name."""
+
+TASK_METRICS = {
+    "classification": ("accuracy", "f1", "matthews_correlation"),
+    "regression": ("pearson", "spearman"),
+}
+"""Names of the metrics that suit each task."""
+
+_DEFAULTS = {"classification": ("accuracy", "f1"), "regression": ("pearson", "spearman")}
+
+
+def default_metrics(task):
+    """Names of the metrics that are reported for a task when none are asked for.
+
+    Parameters
+    ----------
+    task : {"classification", "regression"}
+
+    Returns
+    -------
+    tuple of str
+        Keys of `METRICS`; the first is the one to rank by.
+    """
+    if task not in _DEFAULTS:
+        raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
+    return _DEFAULTS[task]
+
+
+def _classes(predictions, targets):
+    return _paired(predictions, targets, "biu", "integer class ids")
+
+
+def _values(predictions, targets):
+    predictions, targets = _paired(predictions, targets, "biuf", "numbers")
+    return predictions.astype(np.float64), targets.astype(np.float64)
+
+
+def _paired(predictions, targets, kinds, expected):
+    pair = np.asarray(predictions), np.asarray(targets)
+    for name, values in zip(("predictions", "targets"), pair):
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"{name} must have shape (samples,) with at least one sample, got {values.shape}")
+        if values.dtype.kind not in kinds:
+            raise TypeError(f"{name} must hold {expected}, got dtype {values.dtype}")
+    if pair[0].size != pair[1].size:
+        raise ValueError(f"predictions and targets must be equally many, got {pair[0].size} and {pair[1].size}")
+    return pair
+
+
+def _confusion(predictions, targets):
+    """Return the counts by (target, prediction), and the sorted ids that occur in either."""
+    predictions, targets = (values.tolist() for values in _classes(predictions, targets))
+    ids = sorted({int(number) for number in predictions + targets})
+    index = {number: place for place, number in enumerate(ids)}
+    counts = np.zeros((len(ids), len(ids)), dtype=np.int64)
+    np.add.at(counts, ([index[number] for number in targets], [index[number] for number in predictions]), 1)
+    return counts, ids
+
+
+def _constant(values):
+    return bool((values == values[0]).all())
+
+
+def _centred(values):
+    # Scaled by powers of two alone, which is exact, so that neither the mean nor the norm overflows or vanishes.
+    values = np.ldexp(values, -np.frexp(np.abs(values).max())[1])
+    values = values - values.mean()
+    return np.ldexp(values, -np.frexp(np.abs(values).max())[1])
+
+
+def _ranks(values):
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2.0)[index.reshape(-1)]
+
+
+def _bounded(value):
+    return float(np.clip(value, -1.0, 1.0))

@@ -1,0 +1,110 @@
+"""Settings of optimizers and learning rate schedules, checked, and the core's trainer made of them."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from .. import _core
+from ..checks import one_of, real_number, whole_number
+
+NO_DECAY = ("*bias", "*norm*", "*gate")
+MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}  # numbers that an optimizer keeps for each parameter, at most
+SCHEDULES = ("constant", "linear", "cosine", "step")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How steps are taken.
+
+    Attributes
+    ----------
+    optimizer : {"adamw", "adam", "sgd"}
+    learning_rate : float
+    weight_decay : float
+        Decoupled for AdamW; added to the gradient otherwise.
+    no_decay : tuple of str
+        Patterns of the names of parameters that do not decay; ``*`` stands for any letters.
+    betas : tuple of float
+        Of Adam and AdamW.
+    eps : float
+        Of Adam and AdamW.
+    momentum : float
+        Of SGD.
+    clip_norm : float or None
+        Largest norm of the gradient of all parameters.
+    schedule : {"constant", "linear", "cosine", "step"}
+    warmup : float or int
+        Steps over which the learning rate rises; below 1 as a share of all steps.
+    step_every, step_factor : int or None, float
+        The step schedule multiplies the learning rate by `step_factor` every so many steps.
+    """
+
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    no_decay: tuple = NO_DECAY
+    betas: tuple = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    clip_norm: float | None = None
+    schedule: str = "constant"
+    warmup: float = 0
+    step_every: int | None = None
+    step_factor: float = 0.1
+
+    def __post_init__(self):
+        one_of(self.optimizer, "optimizer", tuple(MOMENTS))
+        one_of(self.schedule, "schedule", SCHEDULES)
+        betas = _sequence(self.betas, "betas")
+        if len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {len(betas)}")
+        patterns = [self.no_decay] if isinstance(self.no_decay, str) else _sequence(self.no_decay, "no_decay")
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise TypeError(f"no_decay must be patterns of parameter names, got {self.no_decay!r}")
+        checked = {
+            "learning_rate": real_number(self.learning_rate, "learning_rate", least=0.0),
+            "weight_decay": real_number(self.weight_decay, "weight_decay", least=0.0),
+            "no_decay": tuple(patterns),
+            "betas": tuple(real_number(beta, "betas", least=0.0, below=1.0) for beta in betas),
+            "eps": real_number(self.eps, "eps", above=0.0),
+            "momentum": real_number(self.momentum, "momentum", least=0.0, below=1.0),
+            "clip_norm": None if self.clip_norm is None else real_number(self.clip_norm, "clip_norm", above=0.0),
+            "warmup": _warmup(self.warmup),
+            "step_every": None if self.step_every is None else whole_number(self.step_every, "step_every", 1),
+            "step_factor": real_number(self.step_factor, "step_factor", above=0.0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.schedule == "step" and self.step_every is None:
+            raise ValueError("schedule 'step' needs step_every, the number of steps after which the rate changes")
+
+    def trainer(self, program, names, total_steps):
+        """Return a trainer over a program; `names` are its trainable parameters."""
+        if self.schedule in ("linear", "cosine") and not total_steps:
+            raise ValueError(f"schedule {self.schedule!r} needs total_steps, the number of steps of the whole training")
+        if isinstance(self.warmup, float) and self.warmup and not total_steps:
+            raise ValueError("warmup as a share needs total_steps, the number of steps of the whole training")
+        warmup = int(self.warmup * total_steps) if isinstance(self.warmup, float) else self.warmup
+        if total_steps and warmup >= total_steps:
+            raise ValueError(f"warmup must be fewer than the {total_steps} steps of the training, got {warmup}")
+        return _core.Trainer(
+            program, optimizer=self.optimizer, learning_rate=self.learning_rate, weight_decay=self.weight_decay,
+            momentum=self.momentum, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
+            clip_norm=self.clip_norm or 0.0, schedule=self.schedule, warmup_steps=warmup, total_steps=total_steps,
+            step_every=self.step_every or 0, step_factor=self.step_factor,
+            no_decay=[name for name in names if any(fnmatchcase(name, pattern) for pattern in self.no_decay)],
+        )
+
+
+def _sequence(values, name):
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} must be a sequence, got {values!r}")
+    return list(values)
+
+
+def _warmup(value):
+    value = real_number(value, "warmup", least=0.0)
+    if value < 1:
+        return value
+    if value != int(value):
+        raise ValueError(f"warmup must be a share below 1 or a whole number of steps, got {value}")
+    return int(value)

@@ -1,0 +1,74 @@
+"""Outputs and scores of a network over any number of samples, some at a time."""
+
+import math
+
+import numpy as np
+
+from .. import _core
+from ..checks import whole_number
+from .metrics import METRICS, default_metrics
+
+BATCH_SIZE = 256
+
+
+def batches(samples, batch_size):
+    """Yield the numbers of samples in order, batch by batch."""
+    batch_size = whole_number(batch_size, "batch_size", 1)
+    for start in range(0, samples, batch_size):
+        yield np.arange(start, min(start + batch_size, samples))
+
+
+def outputs_of(network, features, batch_size):
+    """Return the outputs of the head, (samples, outputs)."""
+    outputs = np.empty((len(features), network.head.out_features), _core.REAL)
+    program = network._programs.output()
+    for index in batches(len(features), batch_size):
+        batch = features.batch(index)
+        sink = outputs[index[0] : index[-1] + 1], None
+        program.forward(batch.samples, batch.spaces, features.sources(batch), [sink])
+    return outputs
+
+
+def scores_of(network, labelled, metrics, batch_size):
+    """Return {"loss": …} and the value of each metric function over labelled samples."""
+    outputs = np.empty((len(labelled), network.head.out_features), _core.REAL)
+    program = network._programs.evaluation()
+    total, losses = labelled.share(), []
+    for index in batches(len(labelled), batch_size):
+        sink = outputs[index[0] : index[-1] + 1], None
+        losses.append(program.forward(*labelled.batch(index, total), [sink]))
+    return {"loss": math.fsum(losses), **network.head._scores(metrics, outputs, labelled.labels)}
+
+
+def metric_functions(metrics, task):
+    """Return metric functions by name.
+
+    Parameters
+    ----------
+    metrics : None, str, callable, or a sequence or a dictionary of them
+        Names out of `METRICS`, functions (predictions, targets) -> float, or functions by name. None: the task's usual.
+    task : {"classification", "regression"}
+
+    Returns
+    -------
+    dict of str to callable
+    """
+    if metrics is None:
+        metrics = default_metrics(task)
+    if isinstance(metrics, str) or callable(metrics):
+        metrics = [metrics]
+    if isinstance(metrics, dict):
+        named = {str(name): function for name, function in metrics.items()}
+    else:
+        named = {}
+        for metric in metrics:
+            if isinstance(metric, str) and metric not in METRICS:
+                raise ValueError(f"metrics must be among {', '.join(METRICS)}, or functions, got {metric!r}")
+            name = metric if isinstance(metric, str) else getattr(metric, "__name__", str(metric))
+            named[name] = METRICS[metric] if isinstance(metric, str) else metric
+    for name, function in named.items():
+        if not callable(function):
+            raise TypeError(f"metrics must be functions (predictions, targets) -> float, got {function!r} for {name!r}")
+    if "loss" in named:
+        raise ValueError("metrics must not be called 'loss', which is always reported")
+    return named

@@ -1,0 +1,143 @@
+"""Agreement with the reference outputs in tests/golden: outputs, every gradient, and ten optimizer steps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sherl
+
+pytestmark = pytest.mark.core
+
+FOLDER = Path(__file__).parent / "golden"
+LIMITS = {"float32": 1e-4, "float64": 1e-7}  # the files hold their inputs rounded to float32
+ZERO = 1e-6  # below this share of the largest gradient a reference is rounding noise
+
+
+@pytest.fixture(params=LIMITS)
+def require(request, agreement):
+    """Note the worst of some errors, and require that it is within the limit of the core's precision."""
+    if request.param == "float64":
+        request.getfixturevalue("double_core")
+
+    def check(reference, *groups):
+        worst = max((error, what) for group in groups for what, error in group.items())
+        name = f"{reference.name} ({request.param})"
+        agreement[name] = max(worst, agreement.get(name, worst))
+        assert worst[0] <= LIMITS[request.param], f"{worst[1]} differs by {worst[0]:.1e}"
+
+    return check
+
+
+class Reference:
+    """One file of reference outputs."""
+
+    def __init__(self, name):
+        with np.load(FOLDER / f"{name}.npz") as file:
+            self.arrays = {key: file[key] for key in file.files}
+        self.name = name
+        self.meta = json.loads(str(self.arrays["meta"]))
+
+    def __getitem__(self, key):
+        return self.arrays[key]
+
+    def group(self, prefix):
+        return {key[len(prefix):]: value for key, value in self.arrays.items() if key.startswith(prefix)}
+
+    def taps(self):
+        return [value for key, value in sorted(self.group("in/tap").items())]
+
+
+def errors(found, expected):
+    """Return relative errors by name; where a reference is zero by algebra, against the largest one."""
+    assert found.keys() == expected.keys()
+    norms = {name: np.linalg.norm(value) for name, value in expected.items()}
+    largest = max(norms.values())
+    scale = {name: norm if norm > ZERO * largest else largest for name, norm in norms.items()}
+    return {name: np.linalg.norm(found[name] - expected[name]) / scale[name] for name in expected}
+
+
+def mtsa_of(reference):
+    meta = reference.meta
+    shape = reference["param/up.weight"].shape
+    mtsa = sherl.MTSA(
+        taps=len(reference.taps()), features=reference.taps()[0].shape[-1], hidden=shape[1], out_features=shape[0],
+        down=meta["variant"], guidance=meta.get("guidance", "token"), up_norm=meta["up_norm"],
+    )
+    for name in ("eps", "down_norm_eps", "up_norm_eps", "gate_temperature"):
+        assert getattr(mtsa, name) == meta.get(name, getattr(mtsa, name))  # the defaults are those of the method
+    mtsa.load_state_dict(reference.group("param/"))
+    return mtsa
+
+
+@pytest.mark.parametrize("variant", ["layernorm", "gated", "residual_mlp"])
+def test_mtsa(variant, require):
+    reference = Reference(f"mtsa_{variant}")
+    mtsa = mtsa_of(reference)
+    taps, last = reference.taps(), reference["in/last"]
+    out, gradients = mtsa.vjp(taps, reference["cotangent"], last, taps_gradient=True)
+    require(reference, errors({"out": out}, {"out": reference["out"]}),
+            errors({"out": mtsa(taps, last)}, {"out": reference["out"]}), errors(gradients, reference.group("grad/")))
+
+
+def test_late_layer(require):
+    reference = Reference("late_bert")
+    layer = sherl.TransformerLayer.from_bert(reference.group("frozen/"), reference.meta["heads"],
+                                             activation=reference.meta["activation"], eps=reference.meta["eps"])
+    x, mask = reference["in/x"], reference["in/mask"]
+    out, gradients = layer.vjp(x, reference["cotangent"], mask)
+    require(reference, errors({"out": out}, {"out": reference["out"]}),
+            errors({"out": layer(x, mask)}, {"out": reference["out"]}), errors(gradients, reference.group("grad/")))
+    assert not out[~mask].any()
+    assert not gradients["x"][~mask].any()
+
+
+def path_network(reference):
+    meta = reference.meta
+    layer = sherl.TransformerLayer.from_bert(reference.group("frozen/"), meta["heads"], eps=meta["layer_norm_eps"])
+    head = reference["param/head.weight"]
+    hidden = reference["param/up.weight"].shape[1]
+    network = sherl.SideNetwork(
+        early=sherl.MTSA(len(reference.taps()), head.shape[1], hidden, down=meta["variant"], up_norm="layernorm",
+                         eps=meta["eps"], up_norm_eps=meta["up_norm_eps"]),
+        late=[layer], head=sherl.Classifier(head.shape[1], head.shape[0]),
+    )
+    network.load_state_dict(in_network(reference.group("param/")))
+    return network
+
+
+def in_network(values):
+    return {name if name.startswith("head.") else f"early.{name}": value for name, value in values.items()}
+
+
+def test_path(require):
+    reference = Reference("path_bert")
+    network = path_network(reference)
+    taps, labels, mask = reference.taps(), reference["in/labels"], reference["in/mask"]
+    loss, gradients = network.loss_and_gradients(taps, labels, mask)
+    require(reference, errors({"out": network.forward(taps, mask)}, {"out": reference["out"]}),
+            errors({"loss": np.array(loss)}, {"loss": reference["loss"]}),
+            errors(gradients, in_network(reference.group("grad/"))))
+
+
+def test_ten_steps(require):
+    reference, meta = Reference("path_bert"), Reference("path_bert").meta
+    network = path_network(reference)
+    step = network.stepper(optimizer=meta["optimizer"], learning_rate=meta["lr"], weight_decay=meta["weight_decay"],
+                           betas=meta["betas"], eps=meta["adam_eps"])
+    losses = [step(reference.taps(), reference["in/labels"], mask=reference["in/mask"]) for _ in reference["losses"]]
+    require(reference, errors({"losses": np.array(losses)}, {"losses": reference["losses"]}),
+            errors(network.state_dict(), in_network(reference.group("after10/"))))
+
+
+def test_fit_takes_the_same_steps(require):
+    reference, meta = Reference("path_bert"), Reference("path_bert").meta
+    network = path_network(reference)
+    history = network.fit(
+        reference.taps(), reference["in/labels"], reference["in/mask"], epochs=10, batch_size=3,
+        optimizer=meta["optimizer"], learning_rate=meta["lr"], weight_decay=meta["weight_decay"], no_decay=(),
+        schedule="constant", warmup=0, clip_norm=None, progress=False,
+    )
+    require(reference, errors({"losses": np.array(history.step_losses)}, {"losses": reference["losses"]}),
+            errors(network.state_dict(), in_network(reference.group("after10/"))))
