@@ -1,0 +1,83 @@
+"""What every side of a comparison is given: sizes, taps, labels, and weights drawn by name."""
+
+import dataclasses
+import math
+import zlib
+
+import numpy as np
+
+# Tokens of a sentence pair of MRPC: words and punctuation marks, and three special tokens (mean, deviation, range
+# over the 3,667 pairs of the training set that this was fitted to).
+MRPC_LENGTHS = {"mean": 50.1, "deviation": 11.8, "least": 19, "most": 100}
+
+HEAD_CHANNELS = 64  # channels of one attention head in BERT models of every size
+EXPANSION = 4  # channels inside the feed-forward part, as a multiple of the features
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Sizes of one training step; the arrays follow from them and the seed."""
+
+    batch: int = 32
+    tokens: int = 128
+    features: int = 768
+    taps: int = 12
+    hidden: int = 96
+    classes: int = 2
+    head: str = "first"
+    lengths: str = "full"
+    threads: int = 2
+    seed: int = 0
+
+    @property
+    def heads(self):
+        return self.features // HEAD_CHANNELS
+
+    def sample_lengths(self):
+        """Tokens of each sample, (batch,) int64."""
+        if self.lengths == "full":
+            return np.full(self.batch, self.tokens)
+        rng = np.random.default_rng([self.seed, 1])
+        drawn = rng.normal(MRPC_LENGTHS["mean"], MRPC_LENGTHS["deviation"], self.batch).round().astype(np.int64)
+        return np.minimum(drawn.clip(MRPC_LENGTHS["least"], MRPC_LENGTHS["most"]), self.tokens)
+
+    def inputs(self):
+        """Taps as float32 (batch, longest, features), int64 labels, and the mask, or None without padding."""
+        lengths = self.sample_lengths()
+        longest = int(lengths.max())
+        rng = np.random.default_rng([self.seed, 2])
+        taps = [rng.standard_normal((self.batch, longest, self.features), dtype=np.float32) for _ in range(self.taps)]
+        labels = rng.integers(0, self.classes, self.batch)
+        mask = np.arange(longest) < lengths[:, None]
+        return taps, labels, None if mask.all() else mask
+
+    def layer_weights(self):
+        """Weights of one BERT layer by checkpoint name relative to the layer."""
+        shapes = bert_layer_shapes(self.features)
+        return {name: draw(f"late.{name}", shape, self.seed) for name, shape in shapes.items()}
+
+
+def bert_layer_shapes(features):
+    """Shape of each weight of a BERT layer by checkpoint name relative to the layer."""
+    inner = EXPANSION * features
+    linear = {"attention.self.query": (features, features), "attention.self.key": (features, features),
+              "attention.self.value": (features, features), "attention.output.dense": (features, features),
+              "intermediate.dense": (inner, features), "output.dense": (features, inner)}
+    shapes = {}
+    for name, shape in linear.items():
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+    for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (features,)
+    return shapes
+
+
+def draw(name, shape, seed):
+    """Random float32 weights that depend on the seed and the name alone, so that sides need not exchange them.
+
+    Nothing is left at the zero or one it would start training from, so that every gradient is exercised.
+    """
+    values = np.random.default_rng([seed, 3, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
+    if len(shape) > 1:
+        return values / np.float32(math.sqrt(shape[-1]))
+    centre = 1 if name.endswith(("norm.weight", "LayerNorm.weight")) else 0
+    return np.float32(centre) + np.float32(0.1) * values

@@ -1,0 +1,6 @@
+"""Lets the tests of this folder import the benchmarks, which are not installed."""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
