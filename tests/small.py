@@ -12,9 +12,12 @@ def bert_weights(seed=0, features=FEATURES, intermediate=INTERMEDIATE):
     rng = np.random.default_rng(seed)
     weights = {}
     for name, shape in {
-        "attention.self.query": (features, features), "attention.self.key": (features, features),
-        "attention.self.value": (features, features), "attention.output.dense": (features, features),
-        "intermediate.dense": (intermediate, features), "output.dense": (features, intermediate),
+        "attention.self.query": (features, features),
+        "attention.self.key": (features, features),
+        "attention.self.value": (features, features),
+        "attention.output.dense": (features, features),
+        "intermediate.dense": (intermediate, features),
+        "output.dense": (features, intermediate),
     }.items():
         weights[f"{name}.weight"] = rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[1]))
         weights[f"{name}.bias"] = 0.1 * rng.standard_normal(shape[0], dtype=np.float32)
@@ -53,13 +56,16 @@ def network(taps=3, late=1, head=None, seed=0, dropout=0.0, **settings):
     made = sherl.SideNetwork(
         early=sherl.MTSA(taps, FEATURES, 8, up_norm="layernorm", dropout=dropout, **settings),
         late=[frozen_layer(number) for number in range(late)],
-        head=head or sherl.Classifier(FEATURES, 2), seed=seed,
+        head=head or sherl.Classifier(FEATURES, 2),
+        seed=seed,
     )
     rng = np.random.default_rng([seed, 4])
-    made.load_state_dict({
-        name: value + 0.1 * rng.standard_normal(value.shape, dtype=np.float32)
-        for name, value in made.state_dict().items()
-    })
+    made.load_state_dict(
+        {
+            name: value + 0.1 * rng.standard_normal(value.shape, dtype=np.float32)
+            for name, value in made.state_dict().items()
+        }
+    )
     return made
 
 

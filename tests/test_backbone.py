@@ -13,7 +13,13 @@ import sherl
 
 pytestmark = pytest.mark.core
 
-TEXTS = ["a great film , and a clever plot", "dull", "the cast is good but the story is not very good", "", "it is a sad , cold film ."]
+TEXTS = [
+    "a great film , and a clever plot",
+    "dull",
+    "the cast is good but the story is not very good",
+    "",
+    "it is a sad , cold film .",
+]
 PAIRS = [("a film", "a movie"), ("great cast", "the plot is weak and the film is dull")]
 
 
@@ -138,8 +144,9 @@ def test_fingerprint_tells_backbones_apart(backbone, tmp_path):
 def test_a_network_on_a_backbone(backbone):
     train = backbone.extract(TEXTS * 4)
     labels = np.array([1, 0, 0, 0, 0] * 4)
-    net = sherl.SideNetwork(sherl.MTSA(3, backbone.hidden_size, 8), [backbone.layers[-1]],
-                            sherl.Classifier(backbone.hidden_size, 2))
+    net = sherl.SideNetwork(
+        sherl.MTSA(3, backbone.hidden_size, 8), [backbone.layers[-1]], sherl.Classifier(backbone.hidden_size, 2)
+    )
     history = net.fit(train, labels, epochs=40, learning_rate=1e-2, progress=False)
     assert history.epochs[-1]["loss"] < 0.2 * history.epochs[0]["loss"]
     assert net.late[0] is backbone.layers[-1]
@@ -160,39 +167,66 @@ def edited(folder, target, **changes):
     """Copy a folder with changes in its config.json; None takes an entry out."""
     write_tiny_bert(target)
     config = {**json.loads((folder / "config.json").read_text()), **changes}
-    (target / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    (target / "config.json").write_text(
+        json.dumps({name: value for name, value in config.items() if value is not None})
+    )
     return target
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"model_type": "roberta"}, "model_type must be 'bert', got 'roberta'"),
-    ({"hidden_size": None}, "lacks hidden_size"),
-    ({"hidden_size": "32"}, "hidden_size must be a whole number"),
-    ({"num_attention_heads": 5}, "num_attention_heads must divide hidden_size"),
-    ({"hidden_act": "mish"}, "hidden_act must be one of"),
-    ({"position_embedding_type": "relative_key"}, "absolute position embeddings"),
-    ({"vocab_size": 7}, r"embeddings.word_embeddings.weight must have shape \(7, 32\), as config.json says"),
-    ({"num_hidden_layers": 4}, "lacks the tensor encoder.layer.3.attention.self.query.weight"),
-    ({"intermediate_size": 65}, r"encoder.layer.0.intermediate.dense.weight must have shape \(65, 32\)"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model_type": "roberta"}, "model_type must be 'bert', got 'roberta'"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"hidden_size": "32"}, "hidden_size must be a whole number"),
+        ({"num_attention_heads": 5}, "num_attention_heads must divide hidden_size"),
+        ({"hidden_act": "mish"}, "hidden_act must be one of"),
+        ({"position_embedding_type": "relative_key"}, "absolute position embeddings"),
+        ({"vocab_size": 7}, r"embeddings.word_embeddings.weight must have shape \(7, 32\), as config.json says"),
+        ({"num_hidden_layers": 4}, "lacks the tensor encoder.layer.3.attention.self.query.weight"),
+        ({"intermediate_size": 65}, r"encoder.layer.0.intermediate.dense.weight must have shape \(65, 32\)"),
+    ],
+)
 def test_wrong_configurations(folder, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         sherl.load_backbone(edited(folder, tmp_path / "edited", **changes))
 
 
-@pytest.mark.parametrize("spoil, error, message", [
-    (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, "has no config.json"),
-    (lambda folder: (folder / "config.json").write_text("{"), ValueError, "is not a JSON file"),
-    (lambda folder: (folder / "config.json").write_text("[]"), ValueError, "model_type must be 'bert'"),
-    (lambda folder: (folder / "model.safetensors").unlink(), FileNotFoundError, "has no model.safetensors"),
-    (lambda folder: cut(folder / "model.safetensors"), ValueError, "is not a whole safetensors file"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b"text"), ValueError, "is not a whole safetensors file"),
-    (lambda folder: replace(folder, "embeddings.LayerNorm.bias", None), ValueError, "lacks the tensor embeddings.LayerNorm.bias"),
-    (lambda folder: replace(folder, "embeddings.LayerNorm.bias", np.zeros(31, np.float32)), ValueError,
-     r"embeddings.LayerNorm.bias must have shape \(32,\)"),
-    (lambda folder: replace(folder, "embeddings.LayerNorm.bias", np.zeros(32, np.int32)), ValueError, "must hold F32, F16 or F64, got I32"),
-    (lambda folder: replace(folder, "embeddings.LayerNorm.bias", np.full(32, np.nan, np.float32)), ValueError, "must hold finite"),
-])
+@pytest.mark.parametrize(
+    "spoil, error, message",
+    [
+        (lambda folder: (folder / "config.json").unlink(), FileNotFoundError, "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), ValueError, "is not a JSON file"),
+        (lambda folder: (folder / "config.json").write_text("[]"), ValueError, "model_type must be 'bert'"),
+        (lambda folder: (folder / "model.safetensors").unlink(), FileNotFoundError, "has no model.safetensors"),
+        (lambda folder: cut(folder / "model.safetensors"), ValueError, "is not a whole safetensors file"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"text"),
+            ValueError,
+            "is not a whole safetensors file",
+        ),
+        (
+            lambda folder: replace(folder, "embeddings.LayerNorm.bias", None),
+            ValueError,
+            "lacks the tensor embeddings.LayerNorm.bias",
+        ),
+        (
+            lambda folder: replace(folder, "embeddings.LayerNorm.bias", np.zeros(31, np.float32)),
+            ValueError,
+            r"embeddings.LayerNorm.bias must have shape \(32,\)",
+        ),
+        (
+            lambda folder: replace(folder, "embeddings.LayerNorm.bias", np.zeros(32, np.int32)),
+            ValueError,
+            "must hold F32, F16 or F64, got I32",
+        ),
+        (
+            lambda folder: replace(folder, "embeddings.LayerNorm.bias", np.full(32, np.nan, np.float32)),
+            ValueError,
+            "must hold finite",
+        ),
+    ],
+)
 def test_wrong_folders(tmp_path, spoil, error, message):
     folder = write_tiny_bert(tmp_path / "spoilt")
     spoil(folder)
@@ -210,28 +244,38 @@ def replace(folder, name, value):
     save_file(weights if value is None else {**weights, name: value}, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("texts, error, message", [
-    ("one text", TypeError, "texts must be a sequence of texts, got str"),
-    ([], ValueError, "texts must hold at least one text"),
-    ([None], TypeError, "text 0 is None"),
-    (["a", ("a", "b")], TypeError, "text 0 is a text and text 1 a pair"),
-    ([[]], TypeError, r"text 0 is \[\]"),
-    ([[1, 2.5]], TypeError, "texts must be str, pairs of str, or lists of token ids"),
-    ([[1, 10**6]], ValueError, "text 0 must have token ids from 0 to .*, got 1000000"),
-    ([[1, -1]], ValueError, "text 0 must have token ids from 0 to .*, got -1"),
-    ([[1], [1] * 65], ValueError, "text 1 must have 1 to 64 tokens, got 65"),
-])
+@pytest.mark.parametrize(
+    "texts, error, message",
+    [
+        ("one text", TypeError, "texts must be a sequence of texts, got str"),
+        ([], ValueError, "texts must hold at least one text"),
+        ([None], TypeError, "text 0 is None"),
+        (["a", ("a", "b")], TypeError, "text 0 is a text and text 1 a pair"),
+        ([[]], TypeError, r"text 0 is \[\]"),
+        ([[1, 2.5]], TypeError, "texts must be str, pairs of str, or lists of token ids"),
+        ([[1, 10**6]], ValueError, "text 0 must have token ids from 0 to .*, got 1000000"),
+        ([[1, -1]], ValueError, "text 0 must have token ids from 0 to .*, got -1"),
+        ([[1], [1] * 65], ValueError, "text 1 must have 1 to 64 tokens, got 65"),
+    ],
+)
 def test_wrong_texts(backbone, texts, error, message):
     with pytest.raises(error, match=message):
         backbone.extract(texts)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"taps": "last"}, "taps must be one of 'all', 'all\\+last'"), ({"taps": [4]}, "taps must be 3 or less, got 4"),
-    ({"taps": []}, "at least one"), ({"taps": [1, 1]}, "different state numbers"), ({"batch_size": 0}, "batch_size must be 1 or more"),
-    ({"dtype": "int8"}, "dtype must be one of"), ({"max_length": 65}, "max_length must be 64 or less"),
-    ({"max_length": 2}, "max_length must be more than the 2 special tokens"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"taps": "last"}, "taps must be one of 'all', 'all\\+last'"),
+        ({"taps": [4]}, "taps must be 3 or less, got 4"),
+        ({"taps": []}, "at least one"),
+        ({"taps": [1, 1]}, "different state numbers"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"max_length": 65}, "max_length must be 64 or less"),
+        ({"max_length": 2}, "max_length must be more than the 2 special tokens"),
+    ],
+)
 def test_wrong_settings(backbone, settings, message):
     with pytest.raises(ValueError, match=message):
         backbone.extract(TEXTS, **settings)

@@ -16,8 +16,9 @@ pytestmark = pytest.mark.core
 def mtsa(**settings):
     block = sherl.MTSA(3, FEATURES, 8, **settings)
     rng = np.random.default_rng(5)
-    block.load_state_dict({name: value + 0.1 * rng.standard_normal(value.shape)
-                           for name, value in block.state_dict().items()})
+    block.load_state_dict(
+        {name: value + 0.1 * rng.standard_normal(value.shape) for name, value in block.state_dict().items()}
+    )
     return block
 
 
@@ -33,9 +34,15 @@ def variants_of(array):
     long = np.zeros((array.shape[0], array.shape[1] + 3, array.shape[2]), array.dtype)
     long[:, :-3] = array
     return {
-        "read-only": read_only, "swapped": array.astype(array.dtype.newbyteorder()), "Fortran": np.asfortranarray(array),
-        "every second channel": wide[..., ::2], "fewer tokens": long[:, :-3], "reversed": array[::-1].copy()[::-1],
-        "unaligned": unaligned, "a list": array.tolist(), "float64": array.astype(np.float64),
+        "read-only": read_only,
+        "swapped": array.astype(array.dtype.newbyteorder()),
+        "Fortran": np.asfortranarray(array),
+        "every second channel": wide[..., ::2],
+        "fewer tokens": long[:, :-3],
+        "reversed": array[::-1].copy()[::-1],
+        "unaligned": unaligned,
+        "a list": array.tolist(),
+        "float64": array.astype(np.float64),
     }
 
 
@@ -122,9 +129,14 @@ def test_last_defaults_to_the_last_tap():
     assert same_bits(block.vjp(taps, cotangent)[1], block.vjp(taps, cotangent, taps[-1])[1])
 
 
-@pytest.mark.parametrize("settings", [
-    {"down": "gated"}, {"guidance": "residual_mlp", "up_norm": "layernorm"}, {"out_features": 16},
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"down": "gated"},
+        {"guidance": "residual_mlp", "up_norm": "layernorm"},
+        {"out_features": 16},
+    ],
+)
 def test_gradient_is_that_of_the_output(settings, double_core):
     block = mtsa(**settings)
     width = block.out_features
@@ -134,12 +146,11 @@ def test_gradient_is_that_of_the_output(settings, double_core):
     state, rng, step = block.state_dict(), np.random.default_rng(0), 1e-7
     for name, value in state.items():
         direction = rng.standard_normal(value.shape)
-
-        def at(sign):
+        products = []
+        for sign in (1, -1):
             block.load_state_dict({name: value + sign * step * direction}, strict=False)
-            return np.vdot(block(taps, last), cotangent)
-
-        slope = (at(1) - at(-1)) / (2 * step)
+            products.append(np.vdot(block(taps, last), cotangent))
+        slope = (products[0] - products[1]) / (2 * step)
         block.load_state_dict({name: value}, strict=False)
         assert slope == pytest.approx(np.vdot(gradients[name], direction), rel=1e-5, abs=1e-5)
 
@@ -203,9 +214,26 @@ def test_head_is_pool_and_linear(pool, pooler):
     if pooler:
         pooled = np.tanh(pooled @ state["pooler.weight"].T + state["pooler.bias"])
     assert np.allclose(head(x, mask), pooled @ state["weight"].T + state["bias"], atol=1e-5)
-    out, gradients = head.vjp(x, np.ones((12, 3), np.float32), mask)
+    _, gradients = head.vjp(x, np.ones((12, 3), np.float32), mask)
     assert np.allclose(gradients["weight"], np.tile(pooled.sum(axis=0), (3, 1)), atol=1e-4)
     assert not gradients["x"][~mask].any()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        mtsa(),
+        mtsa(down="gated"),
+        mtsa(guidance="residual_mlp"),
+        sherl.TransformerLayer(FEATURES, HEADS),
+        frozen_layer(),
+        sherl.Classifier(FEATURES, 3),
+        sherl.Regressor(FEATURES, 2, pooler=True),
+    ],
+)
+def test_least_parameters_are_those_of_the_matrices(block):
+    matrices = [value.size for value in block.state_dict().values() if value.ndim == 2 and len(value) > 1]
+    assert block._least_parameters() == sum(matrices)
 
 
 def test_seed_decides_the_weights():
@@ -215,10 +243,16 @@ def test_seed_decides_the_weights():
     assert not first["gate"].any()
 
 
-@pytest.mark.parametrize("make", [
-    lambda: mtsa(down="gated"), frozen_layer, lambda: sherl.TransformerLayer(FEATURES, HEADS, seed=3),
-    lambda: sherl.Classifier(FEATURES, 3, class_weights=[1, 2, 3]), lambda: sherl.Regressor(FEATURES, 2),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mtsa(down="gated"),
+        frozen_layer,
+        lambda: sherl.TransformerLayer(FEATURES, HEADS, seed=3),
+        lambda: sherl.Classifier(FEATURES, 3, class_weights=[1, 2, 3]),
+        lambda: sherl.Regressor(FEATURES, 2),
+    ],
+)
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))])
 def test_copies_are_equal_and_apart(make, copied):
     block = make()

@@ -33,7 +33,9 @@ def test_arrays_are_kept_not_copied():
     assert repr(features) == "Features(4 samples of 1 to 4 rows, 2 taps of 5 6 channels, float32, 0.0 MiB)"
 
 
-@pytest.mark.parametrize("index", [2, -1, slice(1, 3), slice(None, None, -1), [3, 0, 0], np.array([True, False, True, True])])
+@pytest.mark.parametrize(
+    "index", [2, -1, slice(1, 3), slice(None, None, -1), [3, 0, 0], np.array([True, False, True, True])]
+)
 def test_selection(index):
     taps = ragged()
     features = sherl.Features(taps, LENGTHS)
@@ -80,7 +82,11 @@ def test_select_taps():
 def test_pooled(how, dtype):
     taps = ragged(dtype)
     features = sherl.Features(taps, LENGTHS)
-    reduce = {"first": lambda rows: rows[0], "mean": lambda rows: rows.mean(axis=0), "max": lambda rows: rows.max(axis=0)}[how]
+    reduce = {
+        "first": lambda rows: rows[0],
+        "mean": lambda rows: rows.mean(axis=0),
+        "max": lambda rows: rows.max(axis=0),
+    }[how]
     expected = np.stack([reduce(rows_of(taps[1], sample).astype(np.float64)) for sample in range(4)])
     found = features.pooled(how=how)
     assert found.dtype == (np.float64 if dtype is np.float64 else np.float32)
@@ -105,8 +111,14 @@ def test_fingerprint_tells_contents_apart():
     assert len(features.fingerprint) == 64
     changed = [taps[0], taps[1].copy()]
     changed[1][9, 5] = np.nextafter(changed[1][9, 5], np.float32(np.inf))
-    others = [sherl.Features(changed, LENGTHS), sherl.Features(taps, [1, 3, 4, 2]), features[[1, 0, 2, 3]],
-              features.select([1, 0]), features[:3], sherl.Features([tap.astype(np.float64) for tap in taps], LENGTHS)]
+    others = [
+        sherl.Features(changed, LENGTHS),
+        sherl.Features(taps, [1, 3, 4, 2]),
+        features[[1, 0, 2, 3]],
+        features.select([1, 0]),
+        features[:3],
+        sherl.Features([tap.astype(np.float64) for tap in taps], LENGTHS),
+    ]
     assert len({features.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
     assert features[[0, 1, 2, 3]].fingerprint == features.fingerprint
 
@@ -126,29 +138,52 @@ def test_bfloat16():
     assert same_bits(features.taps[0], taps[0].view(np.uint16))
 
 
-@pytest.mark.parametrize("index, error", [
-    (4, IndexError), ([0, 9], IndexError), ([], (IndexError, TypeError)), (1.5, TypeError), ("a", TypeError),
-    (np.array([True, False]), IndexError), (slice(2, 2), IndexError),
-])
+@pytest.mark.parametrize(
+    "index, error",
+    [
+        (4, IndexError),
+        ([0, 9], IndexError),
+        ([], (IndexError, TypeError)),
+        (1.5, TypeError),
+        ("a", TypeError),
+        (np.array([True, False]), IndexError),
+        (slice(2, 2), IndexError),
+    ],
+)
 def test_wrong_selections(index, error):
     with pytest.raises(error):
         sherl.Features(ragged(), LENGTHS)[index]
 
 
-@pytest.mark.parametrize("make, error, message", [
-    (lambda: sherl.Features(ragged(), [3, 1, 4]), ValueError, r"taps\[0\] must have shape .* with 8 rows"),
-    (lambda: sherl.Features(ragged(), [3, 0, 5, 2]), ValueError, "lengths must be 1 or more, got 0 for sample 1"),
-    (lambda: sherl.Features(ragged(), [3.0, 1, 4, 2]), ValueError, "lengths must be whole numbers"),
-    (lambda: sherl.Features([], LENGTHS), ValueError, "taps must hold at least one array"),
-    (lambda: sherl.Features(3, LENGTHS), TypeError, "taps must be a sequence of arrays, got int"),
-    (lambda: sherl.Features([np.arange(10).reshape(10, 1)], LENGTHS), TypeError, r"taps\[0\] must hold .*, got dtype int64"),
-    (lambda: sherl.Features([np.zeros((10, 2), np.uint16)], LENGTHS), TypeError, "pass dtype='bfloat16'"),
-    (lambda: sherl.Features(ragged(), LENGTHS, dtype="int8"), ValueError, "dtype must be None or one of"),
-    (lambda: sherl.Features(ragged(), LENGTHS, dtype="bfloat16"), TypeError, r"taps\[0\] must hold bfloat16"),
-    (lambda: sherl.Features(ragged(), LENGTHS).select([2]), ValueError, "taps must be 1 or less, got 2"),
-    (lambda: sherl.Features(ragged(), LENGTHS).pooled(how="sum"), ValueError, "how must be one of 'mean', 'first', 'max'"),
-    (lambda: sherl.Features.from_arrays(taps_of(), np.zeros((12, 7))), ValueError, "mask leaves no row of sample 0"),
-])
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: sherl.Features(ragged(), [3, 1, 4]), ValueError, r"taps\[0\] must have shape .* with 8 rows"),
+        (lambda: sherl.Features(ragged(), [3, 0, 5, 2]), ValueError, "lengths must be 1 or more, got 0 for sample 1"),
+        (lambda: sherl.Features(ragged(), [3.0, 1, 4, 2]), ValueError, "lengths must be whole numbers"),
+        (lambda: sherl.Features([], LENGTHS), ValueError, "taps must hold at least one array"),
+        (lambda: sherl.Features(3, LENGTHS), TypeError, "taps must be a sequence of arrays, got int"),
+        (
+            lambda: sherl.Features([np.arange(10).reshape(10, 1)], LENGTHS),
+            TypeError,
+            r"taps\[0\] must hold .*, got dtype int64",
+        ),
+        (lambda: sherl.Features([np.zeros((10, 2), np.uint16)], LENGTHS), TypeError, "pass dtype='bfloat16'"),
+        (lambda: sherl.Features(ragged(), LENGTHS, dtype="int8"), ValueError, "dtype must be None or one of"),
+        (lambda: sherl.Features(ragged(), LENGTHS, dtype="bfloat16"), TypeError, r"taps\[0\] must hold bfloat16"),
+        (lambda: sherl.Features(ragged(), LENGTHS).select([2]), ValueError, "taps must be 1 or less, got 2"),
+        (
+            lambda: sherl.Features(ragged(), LENGTHS).pooled(how="sum"),
+            ValueError,
+            "how must be one of 'mean', 'first', 'max'",
+        ),
+        (
+            lambda: sherl.Features.from_arrays(taps_of(), np.zeros((12, 7))),
+            ValueError,
+            "mask leaves no row of sample 0",
+        ),
+    ],
+)
 def test_wrong_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()

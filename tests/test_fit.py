@@ -10,6 +10,7 @@ import pytest
 from small import FEATURES, network, problem, same_bits
 
 import sherl
+from sherl import _core
 
 pytestmark = pytest.mark.core
 
@@ -97,24 +98,9 @@ def test_features_and_padded_arrays_train_alike():
     assert same_bits(ragged.state_dict(), padded.state_dict())
 
 
-def test_every_epoch_goes_through_all_samples_in_another_order():
-    from sherl.training.fit import Fit
-
-    orders = []
-    for epoch in (0, 1):
-        fit = Fit.__new__(Fit)
-        fit.seed, fit.epoch, fit.batch_size, fit.accumulate, fit.labelled = 3, epoch, 8, 2, range(37)
-        steps = fit._steps_of_epoch()
-        assert [len(parts) for parts in steps] == [2, 2, 1]
-        orders.append(np.concatenate([part for parts in steps for part in parts]))
-    assert np.array_equal(np.sort(orders[0]), np.arange(37))
-    assert np.array_equal(np.sort(orders[1]), np.arange(37))
-    assert not np.array_equal(*orders)
-
-
 def test_accumulated_batches_make_the_step_of_one_large_batch():
-    small, history = fitted(batch_size=7, accumulate=3)
-    large, again = fitted(batch_size=21)
+    small, history = fitted(batch_size=7, accumulate=3, bucket_by_length=False)
+    large, again = fitted(batch_size=21, bucket_by_length=False)
     for name, value in large.state_dict().items():
         assert np.allclose(small.state_dict()[name], value, atol=2e-4)
     assert np.allclose(history.step_losses, again.step_losses, rtol=1e-3)
@@ -160,8 +146,9 @@ def test_early_stopping_restores_the_best_weights():
         def on_epoch_end(self, state):
             states.append(state.network.state_dict())
 
-    net, history = fitted(data, epochs=6, validation=dev, metrics={"made_up": lambda *_: next(scores)}, patience=2,
-                          callbacks=[Keep()])
+    net, history = fitted(
+        data, epochs=6, validation=dev, metrics={"made_up": lambda *_: next(scores)}, patience=2, callbacks=[Keep()]
+    )
     assert (history.stopped, history.best_epoch, len(history.epochs)) == ("patience", 2, 4)
     assert history.best["validation_made_up"] == 0.5
     assert same_bits(net.state_dict(), states[1])
@@ -183,8 +170,18 @@ def test_nan_is_never_the_best():
 def test_callbacks_are_called_in_order():
     recorder = Recorder()
     fitted(epochs=2, batch_size=20, callbacks=[recorder])
-    assert recorder.calls == ["fit_begin", "epoch_begin 1", "step_end 1", "step_end 2", "epoch_end 1",
-                              "epoch_begin 2", "step_end 3", "step_end 4", "epoch_end 2", "fit_end"]
+    assert recorder.calls == [
+        "fit_begin",
+        "epoch_begin 1",
+        "step_end 1",
+        "step_end 2",
+        "epoch_end 1",
+        "epoch_begin 2",
+        "step_end 3",
+        "step_end 4",
+        "epoch_end 2",
+        "fit_end",
+    ]
 
 
 def stop():
@@ -260,7 +257,9 @@ def test_a_loss_that_is_not_finite_raises_and_leaves_the_network():
     taps[0][7, 0, 0] = np.nan
     net = network()
     before = net.state_dict()
-    with pytest.raises(FloatingPointError, match=r"step 1 \(epoch 1\) failed, and the network keeps its weights"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 1 \(epoch 1\) failed, and the network keeps its weights before it"
+    ):
         net.fit(taps, labels, mask, **{**FAST, "batch_size": 40})
     assert same_bits(net.state_dict(), before)
     with pytest.raises(FloatingPointError):
@@ -268,11 +267,37 @@ def test_a_loss_that_is_not_finite_raises_and_leaves_the_network():
     assert same_bits(net.state_dict(), before)
 
 
+@pytest.mark.parametrize("once", [True, False])
+def test_running_out_of_memory_leaves_the_last_whole_step(once):
+    settings = {**FAST, "epochs": 1, "batch_size": 20}
+    taps, labels, mask = problem()
+    net = network()
+    start = net.state_dict()
+    states = [start]
+    _core.fail_allocation(None)
+    record = Recorder(lambda state: states.append(state.network.state_dict()))
+    net.fit(taps, labels, mask, **settings, callbacks=[record])
+    allocations = _core.allocations()
+    assert allocations > 20
+    for number in range(1, allocations + 1):
+        net = network()
+        _core.fail_allocation(number, once)
+        try:
+            with pytest.raises(MemoryError):
+                net.fit(taps, labels, mask, **settings)
+        finally:
+            _core.fail_allocation(None)
+        assert any(same_bits(net.state_dict(), state) for state in states[:-1])
+        net.load_state_dict(start)
+        net.fit(taps, labels, mask, **settings)
+        assert same_bits(net.state_dict(), states[-1])
+
+
 @pytest.mark.parametrize("stop_at", [1, 5, 7, 10, 12])
 def test_resumed_training_has_the_same_bits(tmp_path, stop_at):
     settings = {"validation": problem(30, seed=1), "restore_best": True, "accumulate": 2, "batch_size": 5, "epochs": 3}
     whole, history = fitted(net=network(dropout=0.2), **settings)
-    broken, part = fitted(net=network(dropout=0.2), checkpoint=tmp_path, callbacks=[at_step(stop_at, interrupt)], **settings)
+    _, part = fitted(net=network(dropout=0.2), checkpoint=tmp_path, callbacks=[at_step(stop_at, interrupt)], **settings)
     assert len(part.step_losses) == stop_at
     resumed, rest = fitted(net=network(seed=9, dropout=0.2), resume_from=tmp_path, **settings)
     assert same_bits(resumed.state_dict(), whole.state_dict())
@@ -301,16 +326,19 @@ def test_resume_after_the_end_gives_the_outcome(tmp_path):
     assert course(rest) == course(history)
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"learning_rate": 2e-2}, "learning_rate was 0.01 and is 0.02"),
-    ({"batch_size": 4}, "batch_size was 8 and is 4"),
-    ({"seed": 1}, "seed was 0 and is 1"),
-    ({"data": problem(seed=3)}, "data was"),
-    ({"sample_weight": np.arange(1, 41)}, "data was"),
-    ({"net": network(late=2)}, r"network.late.1.type was null"),
-    ({"net": network(dropout=0.5)}, r"network.early.settings.dropout was 0.0 and is 0.5"),
-    ({"validation": problem(30, seed=1)}, "validation was null and is"),
-])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"learning_rate": 2e-2}, "learning_rate was 0.01 and is 0.02"),
+        ({"batch_size": 4}, "batch_size was 8 and is 4"),
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"data": problem(seed=3)}, "data was"),
+        ({"sample_weight": np.arange(1, 41)}, "data was"),
+        ({"net": network(late=2)}, r"network.late.1.type was null"),
+        ({"net": network(dropout=0.5)}, r"network.early.settings.dropout was 0.0 and is 0.5"),
+        ({"validation": problem(30, seed=1)}, "validation was null and is"),
+    ],
+)
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, changed, message):
     fitted(checkpoint=tmp_path, epochs=1)
     with pytest.raises(ValueError, match=f"resume_from: .* is of another training: .*{message}"):

@@ -43,7 +43,7 @@ class Reference:
         return self.arrays[key]
 
     def group(self, prefix):
-        return {key[len(prefix):]: value for key, value in self.arrays.items() if key.startswith(prefix)}
+        return {key[len(prefix) :]: value for key, value in self.arrays.items() if key.startswith(prefix)}
 
     def taps(self):
         return [value for key, value in sorted(self.group("in/tap").items())]
@@ -62,8 +62,13 @@ def mtsa_of(reference):
     meta = reference.meta
     shape = reference["param/up.weight"].shape
     mtsa = sherl.MTSA(
-        taps=len(reference.taps()), features=reference.taps()[0].shape[-1], hidden=shape[1], out_features=shape[0],
-        down=meta["variant"], guidance=meta.get("guidance", "token"), up_norm=meta["up_norm"],
+        taps=len(reference.taps()),
+        features=reference.taps()[0].shape[-1],
+        hidden=shape[1],
+        out_features=shape[0],
+        down=meta["variant"],
+        guidance=meta.get("guidance", "token"),
+        up_norm=meta["up_norm"],
     )
     for name in ("eps", "down_norm_eps", "up_norm_eps", "gate_temperature"):
         assert getattr(mtsa, name) == meta.get(name, getattr(mtsa, name))  # the defaults are those of the method
@@ -77,18 +82,30 @@ def test_mtsa(variant, require):
     mtsa = mtsa_of(reference)
     taps, last = reference.taps(), reference["in/last"]
     out, gradients = mtsa.vjp(taps, reference["cotangent"], last, taps_gradient=True)
-    require(reference, errors({"out": out}, {"out": reference["out"]}),
-            errors({"out": mtsa(taps, last)}, {"out": reference["out"]}), errors(gradients, reference.group("grad/")))
+    require(
+        reference,
+        errors({"out": out}, {"out": reference["out"]}),
+        errors({"out": mtsa(taps, last)}, {"out": reference["out"]}),
+        errors(gradients, reference.group("grad/")),
+    )
 
 
 def test_late_layer(require):
     reference = Reference("late_bert")
-    layer = sherl.TransformerLayer.from_bert(reference.group("frozen/"), reference.meta["heads"],
-                                             activation=reference.meta["activation"], eps=reference.meta["eps"])
+    layer = sherl.TransformerLayer.from_bert(
+        reference.group("frozen/"),
+        reference.meta["heads"],
+        activation=reference.meta["activation"],
+        eps=reference.meta["eps"],
+    )
     x, mask = reference["in/x"], reference["in/mask"]
     out, gradients = layer.vjp(x, reference["cotangent"], mask)
-    require(reference, errors({"out": out}, {"out": reference["out"]}),
-            errors({"out": layer(x, mask)}, {"out": reference["out"]}), errors(gradients, reference.group("grad/")))
+    require(
+        reference,
+        errors({"out": out}, {"out": reference["out"]}),
+        errors({"out": layer(x, mask)}, {"out": reference["out"]}),
+        errors(gradients, reference.group("grad/")),
+    )
     assert not out[~mask].any()
     assert not gradients["x"][~mask].any()
 
@@ -99,9 +116,17 @@ def path_network(reference):
     head = reference["param/head.weight"]
     hidden = reference["param/up.weight"].shape[1]
     network = sherl.SideNetwork(
-        early=sherl.MTSA(len(reference.taps()), head.shape[1], hidden, down=meta["variant"], up_norm="layernorm",
-                         eps=meta["eps"], up_norm_eps=meta["up_norm_eps"]),
-        late=[layer], head=sherl.Classifier(head.shape[1], head.shape[0]),
+        early=sherl.MTSA(
+            len(reference.taps()),
+            head.shape[1],
+            hidden,
+            down=meta["variant"],
+            up_norm="layernorm",
+            eps=meta["eps"],
+            up_norm_eps=meta["up_norm_eps"],
+        ),
+        late=[layer],
+        head=sherl.Classifier(head.shape[1], head.shape[0]),
     )
     network.load_state_dict(in_network(reference.group("param/")))
     return network
@@ -116,28 +141,52 @@ def test_path(require):
     network = path_network(reference)
     taps, labels, mask = reference.taps(), reference["in/labels"], reference["in/mask"]
     loss, gradients = network.loss_and_gradients(taps, labels, mask)
-    require(reference, errors({"out": network.forward(taps, mask)}, {"out": reference["out"]}),
-            errors({"loss": np.array(loss)}, {"loss": reference["loss"]}),
-            errors(gradients, in_network(reference.group("grad/"))))
+    require(
+        reference,
+        errors({"out": network.forward(taps, mask)}, {"out": reference["out"]}),
+        errors({"loss": np.array(loss)}, {"loss": reference["loss"]}),
+        errors(gradients, in_network(reference.group("grad/"))),
+    )
 
 
 def test_ten_steps(require):
     reference, meta = Reference("path_bert"), Reference("path_bert").meta
     network = path_network(reference)
-    step = network.stepper(optimizer=meta["optimizer"], learning_rate=meta["lr"], weight_decay=meta["weight_decay"],
-                           betas=meta["betas"], eps=meta["adam_eps"])
+    step = network.stepper(
+        optimizer=meta["optimizer"],
+        learning_rate=meta["lr"],
+        weight_decay=meta["weight_decay"],
+        betas=meta["betas"],
+        eps=meta["adam_eps"],
+    )
     losses = [step(reference.taps(), reference["in/labels"], mask=reference["in/mask"]) for _ in reference["losses"]]
-    require(reference, errors({"losses": np.array(losses)}, {"losses": reference["losses"]}),
-            errors(network.state_dict(), in_network(reference.group("after10/"))))
+    require(
+        reference,
+        errors({"losses": np.array(losses)}, {"losses": reference["losses"]}),
+        errors(network.state_dict(), in_network(reference.group("after10/"))),
+    )
 
 
 def test_fit_takes_the_same_steps(require):
     reference, meta = Reference("path_bert"), Reference("path_bert").meta
     network = path_network(reference)
     history = network.fit(
-        reference.taps(), reference["in/labels"], reference["in/mask"], epochs=10, batch_size=3,
-        optimizer=meta["optimizer"], learning_rate=meta["lr"], weight_decay=meta["weight_decay"], no_decay=(),
-        schedule="constant", warmup=0, clip_norm=None, progress=False,
+        reference.taps(),
+        reference["in/labels"],
+        reference["in/mask"],
+        epochs=10,
+        batch_size=3,
+        optimizer=meta["optimizer"],
+        learning_rate=meta["lr"],
+        weight_decay=meta["weight_decay"],
+        no_decay=(),
+        schedule="constant",
+        warmup=0,
+        clip_norm=None,
+        progress=False,
     )
-    require(reference, errors({"losses": np.array(history.step_losses)}, {"losses": reference["losses"]}),
-            errors(network.state_dict(), in_network(reference.group("after10/"))))
+    require(
+        reference,
+        errors({"losses": np.array(history.step_losses)}, {"losses": reference["losses"]}),
+        errors(network.state_dict(), in_network(reference.group("after10/"))),
+    )

@@ -1,14 +1,16 @@
 """Side networks: what they compute, gradients, losses, weights shared with blocks, memory, threads, processes."""
 
 import copy
+import gc
 import multiprocessing
 import pickle
 
 import numpy as np
 import pytest
-from small import FEATURES, HEADS, bert_weights, frozen_layer, network, problem, same_bits
+from small import FEATURES, HEADS, bert_weights, network, problem, same_bits
 
 import sherl
+from sherl import _core
 
 pytestmark = pytest.mark.core
 
@@ -19,7 +21,9 @@ def test_network_is_its_blocks_in_a_row():
     early, (first, second), head = net.early, net.late, net.head
     alone = head(second(first(early(taps, mask=mask), mask), mask), mask)
     assert np.allclose(net.forward(taps, mask), alone, atol=1e-5)
-    assert np.allclose(network(late=0).forward(taps, mask), network(late=0).head(net.early(taps, mask=mask), mask), atol=1e-5)
+    assert np.allclose(
+        network(late=0).forward(taps, mask), network(late=0).head(net.early(taps, mask=mask), mask), atol=1e-5
+    )
 
 
 def test_features_and_padded_arrays_agree():
@@ -39,6 +43,20 @@ def test_selection_and_batch_size_do_not_matter():
     assert np.allclose(net.forward(features[index]), whole[index], atol=1e-5)
     assert np.allclose(net.forward(features, batch_size=3), whole, atol=1e-5)
     assert net.evaluate(features, labels, batch_size=7)["loss"] == pytest.approx(net.evaluate(features, labels)["loss"])
+
+
+def test_samples_longer_than_a_tile_beside_short_ones():
+    rng = np.random.default_rng(0)
+    lengths = [700, 1, 3, 600, 2, 513]
+    taps = [rng.standard_normal((sum(lengths), FEATURES), dtype=np.float32) for _ in range(3)]
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    features, net = sherl.Features(taps, lengths), network(late=2, head=sherl.Classifier(FEATURES, 2, pool="mean"))
+    loss, gradients = net.loss_and_gradients(features, labels)
+    singly = [net.loss_and_gradients(features[number], labels[[number]]) for number in range(6)]
+    assert np.allclose(net.forward(features), np.concatenate([net.forward(sample) for sample in features]), atol=1e-5)
+    assert loss == pytest.approx(np.mean([one for one, _ in singly]), rel=1e-5)
+    for name, value in gradients.items():
+        assert np.allclose(value, np.mean([single[name] for _, single in singly], axis=0), atol=1e-5)
 
 
 def test_predictions_follow_from_the_outputs():
@@ -69,11 +87,18 @@ def test_cross_entropy(smoothing, weighted):
     class_weights = [0.5, 2.0] if weighted else None
     sample_weight = np.random.default_rng(0).random(40) if weighted else None
     net = network(head=sherl.Classifier(FEATURES, 2, label_smoothing=smoothing, class_weights=class_weights))
-    expected = cross_entropy(net.forward(taps, mask), labels, smoothing, np.array(class_weights or [1, 1]),
-                             np.ones(40) if sample_weight is None else sample_weight)
+    expected = cross_entropy(
+        net.forward(taps, mask),
+        labels,
+        smoothing,
+        np.array(class_weights or [1, 1]),
+        np.ones(40) if sample_weight is None else sample_weight,
+    )
     loss, _ = net.loss_and_gradients(taps, labels, mask, sample_weight=sample_weight)
     assert loss == pytest.approx(expected, rel=1e-5)
-    assert net.evaluate(taps, labels, mask, sample_weight=sample_weight, batch_size=9)["loss"] == pytest.approx(loss, rel=1e-5)
+    assert net.evaluate(taps, labels, mask, sample_weight=sample_weight, batch_size=9)["loss"] == pytest.approx(
+        loss, rel=1e-5
+    )
     assert "head.class_weights" not in net.state_dict()
 
 
@@ -117,12 +142,11 @@ def test_gradient_is_that_of_the_loss(late, double_core):
     assert gradients.keys() == state.keys()
     for name, value in state.items():
         direction = rng.standard_normal(value.shape)
-
-        def at(sign):
+        losses = []
+        for sign in (1, -1):
             net.load_state_dict({name: value + sign * step * direction}, strict=False)
-            return net.evaluate(taps, labels, mask)["loss"]
-
-        slope = (at(1) - at(-1)) / (2 * step)
+            losses.append(net.evaluate(taps, labels, mask)["loss"])
+        slope = (losses[0] - losses[1]) / (2 * step)
         net.load_state_dict({name: value}, strict=False)
         assert slope == pytest.approx(np.vdot(gradients[name], direction), rel=1e-5, abs=1e-7)
 
@@ -144,8 +168,11 @@ def test_vjp_with_the_gradient_of_the_loss_is_its_gradient():
 
 def test_trainable_late_layer():
     taps, labels, mask = problem()
-    net = sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), [sherl.TransformerLayer.from_bert(bert_weights(), HEADS, trainable=True)],
-                            sherl.Classifier(FEATURES, 2))
+    net = sherl.SideNetwork(
+        sherl.MTSA(3, FEATURES, 8),
+        [sherl.TransformerLayer.from_bert(bert_weights(), HEADS, trainable=True)],
+        sherl.Classifier(FEATURES, 2),
+    )
     state = net.state_dict()
     assert np.array_equal(state["late.0.query.weight"], bert_weights()["attention.self.query.weight"])
     _, gradients = net.loss_and_gradients(taps, labels, mask)
@@ -160,8 +187,9 @@ def test_frozen_layers_stay_as_they_are():
     weights = bert_weights()
     before = {name: value.copy() for name, value in weights.items()}
     layer = sherl.TransformerLayer.from_bert(weights, HEADS)
-    first, second = (sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), [layer, layer], sherl.Classifier(FEATURES, 2))
-                     for _ in range(2))
+    first, second = (
+        sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), [layer, layer], sherl.Classifier(FEATURES, 2)) for _ in range(2)
+    )
     first.fit(taps, labels, mask, epochs=2, progress=False)
     second.fit(taps, labels, mask, epochs=2, progress=False)
     assert same_bits(weights, before)
@@ -196,12 +224,17 @@ def test_loading_is_exact_or_changes_nothing():
     before = net.state_dict()
     wrong = {**state, "head.extra": np.zeros(3), "early.up.bias": np.zeros(5)}
     del wrong["early.gate"]
-    with pytest.raises(ValueError, match=r"missing early.gate; unexpected head.extra; early.up.bias must have shape \(32,\), got \(5,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"missing early.gate; unexpected head.extra; early.up.bias must have shape \(32,\), got \(5,\)",
+    ):
         net.load_state_dict(wrong)
     assert same_bits(net.state_dict(), before)
     report = net.load_state_dict(wrong, strict=False)
     assert report == (["early.gate"], ["head.extra"], ["early.up.bias"])
-    assert same_bits(net.state_dict(), {**state, "early.gate": before["early.gate"], "early.up.bias": before["early.up.bias"]})
+    assert same_bits(
+        net.state_dict(), {**state, "early.gate": before["early.gate"], "early.up.bias": before["early.up.bias"]}
+    )
     with pytest.raises(ValueError, match=r"head.bias must hold finite"):
         net.load_state_dict({**state, "head.bias": [np.nan, 0.0]})
     assert net.load_state_dict({name: value.astype(np.float64) for name, value in state.items()}) == ([], [], [])
@@ -269,6 +302,8 @@ def predict_in_child(net, taps, mask, pipe):
     pipe.close()
 
 
+# Later versions of Python warn of any fork beside threads; that the core stands it is what this tests.
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
 def test_predict_in_a_forked_child():
     taps, _, mask = problem(60, 40)
     net = network()
@@ -303,6 +338,25 @@ def test_float16_taps_give_the_same_as_widened_ones():
     found, expected = (network().loss_and_gradients(arrays, labels, mask) for arrays in (half, widened))
     assert found[0] == expected[0]
     assert same_bits(found[1], expected[1])
+
+
+def test_nothing_is_left_in_memory():
+    taps, labels, mask = problem()
+
+    def use():
+        net = network(dropout=0.1)
+        net.fit(taps, labels, mask, validation=(taps, labels, mask), epochs=1, progress=False)
+        net.vjp(taps, net.predict_proba(taps, mask), mask, taps_gradient=True)
+        net.early(taps, mask=mask)
+        with pytest.raises(ValueError):
+            net.predict(taps[:2])
+
+    use()
+    gc.collect()
+    before = _core.live_allocations()
+    use()
+    gc.collect()
+    assert _core.live_allocations() == before
 
 
 def test_show_config(capsys):

@@ -60,17 +60,15 @@ class Loss:
     def gradient(self):
         """The gradient of the sum over the rows with respect to the predictions."""
         sink = np.full(self.predictions.shape, np.nan, self.predictions.dtype)
-        self.program.gradient(
-            self.samples, self.offsets, self.sources(), input_gradients=[(sink, None), None, None]
-        )
+        sinks = [(sink, None), None, None]
+        self.program.gradient(self.samples, self.offsets, self.sources(), input_gradients=sinks)
         return sink
 
 
 def check(name, expected, predictions, targets, weights, lengths, **options):
     """Both precisions against the twin, and the gradient against finite differences."""
-    double, single = (
-        Loss(name, predictions, targets, weights, core=core, lengths=lengths, **options) for core in (_core_double, _core)
-    )
+    given_rows = predictions, targets, weights
+    double, single = (Loss(name, *given_rows, core=core, lengths=lengths, **options) for core in (_core_double, _core))
     assert_close(double.rows(), expected, 1e-12, "float64")
     assert_close(single.rows(), expected, 1e-5, "float32")
     gradient = double.gradient()
@@ -201,9 +199,8 @@ def test_a_loss_adds_to_a_gradient_that_other_readers_have_begun():
     graph.loss(graph.add(graph.add(losses[0], losses[1]), losses[2]))
     sink = np.full((3, 4), np.nan)
     sources = [(array, None) for array in (predictions, targets, labels, weights)]
-    graph.compile(True).gradient(
-        1, [None, np.array([0, 3])], sources, input_gradients=[(sink, None), None, None, None]
-    )
+    sinks = [(sink, None), None, None, None]
+    graph.compile(True).gradient(1, [None, np.array([0, 3])], sources, input_gradients=sinks)
     separate = [
         Loss("squared_error", predictions, targets, weights),
         Loss("cross_entropy", predictions, labels[:, 0], weights),

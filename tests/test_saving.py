@@ -15,7 +15,9 @@ import sherl
 pytestmark = pytest.mark.core
 
 HEADS_OF_ALL_KINDS = {
-    "classifier": lambda: sherl.Classifier(FEATURES, 2, pool="mean", dropout=0.1, label_smoothing=0.1, class_weights=[1, 3]),
+    "classifier": lambda: sherl.Classifier(
+        FEATURES, 2, pool="mean", dropout=0.1, label_smoothing=0.1, class_weights=[1, 3]
+    ),
     "multi_label": lambda: sherl.Classifier(FEATURES, 2, pool="max", multi_label=True),
     "regressor": lambda: sherl.Regressor(FEATURES, 3, pooler=True),
 }
@@ -78,7 +80,9 @@ def test_dropout_of_a_late_layer_is_kept(tmp_path):
 
 def test_a_frozen_layer_must_be_given_and_be_the_same(saved):
     _, folder = saved
-    with pytest.raises(ValueError, match="late layer 0 is frozen, and its weights are not in the folder: pass backbone="):
+    with pytest.raises(
+        ValueError, match="late layer 0 is frozen, and its weights are not in the folder: pass backbone="
+    ):
         sherl.SideNetwork.from_pretrained(folder)
     with pytest.raises(ValueError, match="no layer of backbone has the weights that late layer 0"):
         sherl.SideNetwork.from_pretrained(folder, backbone=[frozen_layer(7)])
@@ -109,16 +113,33 @@ def configured(folder, change):
 
 
 SPOILT_WEIGHTS = {
-    "cut": (lambda folder: rewritten(folder / "model.safetensors", lambda data: data[:-9]), "not a whole safetensors file"),
-    "cut in the header": (lambda folder: rewritten(folder / "model.safetensors", lambda data: data[:40]), "not a whole safetensors file"),
-    "longer": (lambda folder: rewritten(folder / "model.safetensors", lambda data: data + b"x"), "not a whole safetensors file"),
+    "cut": (
+        lambda folder: rewritten(folder / "model.safetensors", lambda data: data[:-9]),
+        "not a whole safetensors file",
+    ),
+    "cut in the header": (
+        lambda folder: rewritten(folder / "model.safetensors", lambda data: data[:40]),
+        "not a whole safetensors file",
+    ),
+    "longer": (
+        lambda folder: rewritten(folder / "model.safetensors", lambda data: data + b"x"),
+        "not a whole safetensors file",
+    ),
     "empty": (lambda folder: rewritten(folder / "model.safetensors", lambda data: b""), "not a whole safetensors file"),
-    "huge header": (lambda folder: rewritten(folder / "model.safetensors", lambda data: b"\xff" * 8 + data[8:]), "not a whole safetensors file"),
-    "not safetensors": (lambda folder: rewritten(folder / "model.safetensors", lambda data: b"PK\x03\x04 not a model"), "not a whole safetensors file"),
+    "huge header": (
+        lambda folder: rewritten(folder / "model.safetensors", lambda data: b"\xff" * 8 + data[8:]),
+        "not a whole safetensors file",
+    ),
+    "not safetensors": (
+        lambda folder: rewritten(folder / "model.safetensors", lambda data: b"PK\x03\x04 not a model"),
+        "not a whole safetensors file",
+    ),
     "extra": (set_to("head.extra", np.zeros(2, np.float32)), "unexpected head.extra"),
     "missing": (lambda folder: respelt(folder, lambda weights: weights.pop("early.gate")), "missing early.gate"),
-    "renamed": (lambda folder: respelt(folder, lambda weights: weights.__setitem__("early.Gate", weights.pop("early.gate"))),
-                "missing early.gate; unexpected early.Gate"),
+    "renamed": (
+        lambda folder: respelt(folder, lambda weights: weights.__setitem__("early.Gate", weights.pop("early.gate"))),
+        "missing early.gate; unexpected early.Gate",
+    ),
     "shape": (set_to("head.bias", np.zeros(3, np.float32)), r"head.bias must have shape \(2,\), got \(3,\)"),
     "type": (set_to("head.bias", np.zeros(2, np.float64)), "head.bias must be float32, got float64"),
     "integers": (set_to("head.bias", np.zeros(2, np.int64)), "head.bias must be float32, got int64"),
@@ -143,6 +164,7 @@ def entry(*path, value):
         for name in path[:-1]:
             config = config[name]
         config[path[-1]] = value
+
     return change
 
 
@@ -150,18 +172,57 @@ SPOILT_CONFIGS = {
     "not JSON": (lambda folder: (folder / "config.json").write_text("{"), "is not a JSON file"),
     "not text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"), "is not a JSON file"),
     "a list": (lambda folder: (folder / "config.json").write_text("[1]"), "does not describe a sherl side network"),
-    "another format": (lambda folder: configured(folder, entry("format", value="other")), "does not describe a sherl side network"),
+    "another format": (
+        lambda folder: configured(folder, entry("format", value="other")),
+        "does not describe a sherl side network",
+    ),
     "future": (lambda folder: configured(folder, entry("format_version", value=2)), "has format version 2"),
-    "no version": (lambda folder: configured(folder, lambda config: config.pop("format_version")), "has format version None"),
+    "no version": (
+        lambda folder: configured(folder, lambda config: config.pop("format_version")),
+        "has format version None",
+    ),
     "no head": (lambda folder: configured(folder, lambda config: config.pop("head")), "lacks head"),
-    "unknown block": (lambda folder: configured(folder, entry("early", "type", value="Adapter")), "a block must have a type among MTSA"),
-    "unknown setting": (lambda folder: configured(folder, entry("early", "settings", "depth", value=3)), "does not make a network: .*depth"),
-    "bad setting": (lambda folder: configured(folder, entry("early", "settings", "hidden", value=-1)), "hidden must be 1 or more"),
-    "text for a number": (lambda folder: configured(folder, entry("early", "settings", "eps", value="tiny")), "eps must be a number"),
+    "unknown block": (
+        lambda folder: configured(folder, entry("early", "type", value="Adapter")),
+        "a block must have a type among MTSA",
+    ),
+    "unknown setting": (
+        lambda folder: configured(folder, entry("early", "settings", "depth", value=3)),
+        "does not make a network: .*depth",
+    ),
+    "bad setting": (
+        lambda folder: configured(folder, entry("early", "settings", "hidden", value=-1)),
+        "hidden must be 1 or more",
+    ),
+    "text for a number": (
+        lambda folder: configured(folder, entry("early", "settings", "eps", value="tiny")),
+        "eps must be a number",
+    ),
     "late is no list": (lambda folder: configured(folder, entry("late", value={"a": 1})), "late must be a list"),
-    "late of nothing": (lambda folder: configured(folder, entry("late", value=[None])), "a block must have a type among TransformerLayer"),
-    "settings is a list": (lambda folder: configured(folder, entry("head", "settings", value=[1])), "a block must have a type"),
-    "other sizes": (lambda folder: configured(folder, entry("early", "settings", "hidden", value=9)), r"early.guide.weight must have shape \(1, 9\)"),
+    "late of nothing": (
+        lambda folder: configured(folder, entry("late", value=[None])),
+        "a block must have a type among TransformerLayer",
+    ),
+    "settings is a list": (
+        lambda folder: configured(folder, entry("head", "settings", value=[1])),
+        "a block must have a type",
+    ),
+    "other sizes": (
+        lambda folder: configured(folder, entry("early", "settings", "hidden", value=9)),
+        "parameters or more, but|does not fit",
+    ),
+    "huge": (
+        lambda folder: configured(folder, entry("early", "settings", "hidden", value=10**15)),
+        "parameters or more, but",
+    ),
+    "many taps": (
+        lambda folder: configured(folder, entry("early", "settings", "taps", value=10**15)),
+        "taps must be 1024 or less",
+    ),
+    "huge head": (
+        lambda folder: configured(folder, entry("head", "settings", "classes", value=10**15)),
+        "parameters or more, but",
+    ),
     "source": (lambda folder: configured(folder, entry("features", value=[3])), "features must be"),
     "seed": (lambda folder: configured(folder, entry("seed", value=-3)), "seed must be 0 or more"),
 }

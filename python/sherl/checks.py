@@ -1,4 +1,4 @@
-"""Checks of settings that several modules share: each gives the checked value back, or raises and names the argument."""
+"""Checks of settings, each of which gives the value back or raises and names the argument; and atomic writing."""
 
 import math
 import os

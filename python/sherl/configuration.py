@@ -7,7 +7,7 @@ __all__ = ["get_num_threads", "set_num_threads", "show_config"]
 
 
 def show_config():
-    """Print the version of sherl, its BLAS library, the instruction set of its kernels, its threads, and NumPy's version."""
+    """Print versions (sherl, BLAS, NumPy), the instruction set of the kernels, and the number of threads."""
     import numpy as np
 
     facts = {**_core.config(), "numpy": np.__version__}

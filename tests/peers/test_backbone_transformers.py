@@ -18,8 +18,15 @@ PAIRS = [("the film", "is good"), ("a plot , not very good", "bad !")]
 def write_random_bert(folder, activation, prefixed):
     """Write a small random BERT with transformers, and a tokenizer."""
     config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=48, num_hidden_layers=4, num_attention_heads=6, intermediate_size=80,
-        max_position_embeddings=40, hidden_act=activation, layer_norm_eps=1e-7, initializer_range=0.4,
+        vocab_size=len(WORDS),
+        hidden_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        intermediate_size=80,
+        max_position_embeddings=40,
+        hidden_act=activation,
+        layer_norm_eps=1e-7,
+        initializer_range=0.4,
     )
     torch.manual_seed(0)
     model = transformers.BertForMaskedLM(config) if prefixed else transformers.BertModel(config)
@@ -32,7 +39,8 @@ def write_random_bert(folder, activation, prefixed):
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])],
     )
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -46,8 +54,14 @@ def reference(folder, texts, max_length):
     states = []
     for text in texts:
         text = text if isinstance(text, tuple) else (text,)
-        encoded = tokenizer(*text, return_tensors="pt", truncation=True, max_length=max_length, padding=False,
-                            return_token_type_ids=True)
+        encoded = tokenizer(
+            *text,
+            return_tensors="pt",
+            truncation=True,
+            max_length=max_length,
+            padding=False,
+            return_token_type_ids=True,
+        )
         with torch.no_grad():
             inputs = {name: encoded[name] for name in ("input_ids", "token_type_ids", "attention_mask")}
             states.append([state[0].numpy() for state in model(**inputs, output_hidden_states=True).hidden_states])

@@ -88,7 +88,7 @@ class BertBackbone:
             raise TypeError("texts must be str or pairs of str, got token ids")
         return self._tokenizer.encode(texts, self._length(max_length))[0]
 
-    def extract(self, texts, taps="all", *, batch_size=32, max_length=None, dtype="float32", progress=False):
+    def extract(self, texts, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False):
         """Compute hidden states.
 
         Parameters
@@ -135,7 +135,7 @@ class BertBackbone:
         source = {"backbone": self.fingerprint, "states": states}
         return Features(stored, lengths, dtype=dtype, source=source)
 
-    def encode(self, texts, how="mean", *, normalize=False, batch_size=32, max_length=None, progress=False):
+    def encode(self, texts, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False):
         """Compute one vector a text: its last states, pooled.
 
         Parameters

@@ -98,14 +98,13 @@ def _read_tensors(path, tensors, config):
             raise ValueError(f"{path} lacks the tensor {full}")
         found = tensors.get_slice(full)
         if tuple(found.get_shape()) != shape:
-            raise ValueError(f"{path}: {full} must have shape {shape}, as {CONFIG} says, got {tuple(found.get_shape())}")
+            got = tuple(found.get_shape())
+            raise ValueError(f"{path}: {full} must have shape {shape}, as {CONFIG} says, got {got}")
         if found.get_dtype() not in ("F32", "F16", "F64"):
             raise ValueError(f"{path}: {full} must hold F32, F16 or F64, got {found.get_dtype()}")
         return read_weight(np.asarray(tensors.get_tensor(full)), f"{path}: {full}")
 
-    embeddings = {
-        name: read(name, tuple(config[size] for size in shape)) for name, shape in EMBEDDINGS.items()
-    }
+    embeddings = {name: read(name, tuple(config[size] for size in shape)) for name, shape in EMBEDDINGS.items()}
     sizes = {"f": config["hidden_size"], "i": config["intermediate_size"]}
     layers = [
         {name: read(f"encoder.layer.{number}.{name}", tuple(sizes[letter] for letter in letters))

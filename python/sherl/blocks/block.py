@@ -111,6 +111,10 @@ class Block:
     def _frozen_count(self):
         return 0
 
+    def _least_parameters(self):
+        """Count the numbers in the trained weight matrices, without making them."""
+        raise NotImplementedError
+
     # Parameters.
 
     def state_dict(self):

@@ -28,6 +28,9 @@ class Head(UnaryBlock):
     def out_features(self):
         return self._outputs
 
+    def _least_parameters(self):
+        return self.features * (self._outputs + (self.features if self.pooler else 0))
+
     def _inputs(self):
         return [("x", self.features)]
 

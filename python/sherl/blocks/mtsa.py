@@ -6,6 +6,8 @@ from .block import Block, Rows
 
 __all__ = ["MTSA"]
 
+MOST_TAPS = 1024
+
 
 class MTSA(Block):
     """Multi-Tiered Sensing Adapter, token by token.
@@ -51,7 +53,7 @@ class MTSA(Block):
     def __init__(self, taps, features, hidden, *, down="layernorm", guidance="token", up_norm=None, eps=None,
                  down_norm_eps=1e-5, up_norm_eps=None, dropout=0.0, gate_temperature=0.1, out_features=None, seed=0):
         super().__init__(seed)
-        self.taps = whole_number(taps, "taps", 2)
+        self.taps = whole_number(taps, "taps", 2, MOST_TAPS)
         self.features = _widths(features, self.taps)
         self.hidden = whole_number(hidden, "hidden", 1)
         self.down = one_of(down, "down", ("layernorm", "gated"))
@@ -142,6 +144,11 @@ class MTSA(Block):
             values = [*taps, taps[-1] if last is None else last]
         names = [*(f"taps[{number}]" for number in range(self.taps)), "last"]
         return Rows(values, names, mask, [channels for _, channels in self._inputs()], dtype)
+
+    def _least_parameters(self):
+        down = sum(self.features) + (2 * self.taps * self.hidden if self.down == "gated" else 0)
+        guidance = 2 * self.features[-1] if self.guidance == "residual_mlp" else 0
+        return self.hidden * (down + guidance + self.out_features)
 
     def _inputs(self):
         return [*((f"tap{number}", width) for number, width in enumerate(self.features)), ("last", self.out_features)]

@@ -143,6 +143,9 @@ class TransformerLayer(UnaryBlock):
     def _frozen_count(self):
         return 0 if self.trainable else sum(array.size for array in self._frozen.values())
 
+    def _least_parameters(self):
+        return 2 * self.features * (2 * self.features + self.intermediate) if self.trainable else 0
+
     def _with_dropout(self, other):
         """Return a frozen layer of the same weights with the dropout rates of another."""
         if (self.dropout, self.attention_dropout) == (other.dropout, other.attention_dropout):
@@ -177,8 +180,9 @@ def _read_bert(weights):
     missing = sorted(known - set(weights))
     unexpected = sorted(str(name) for name in set(weights) - known)
     if missing or unexpected:
-        faults = [f"{kind} {', '.join(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
-        raise ValueError(f"weights must be those of a BERT layer: {'; '.join(faults)}")
+        groups = {"missing": missing, "unexpected": unexpected}
+        faults = "; ".join(f"{kind} {', '.join(names)}" for kind, names in groups.items() if names)
+        raise ValueError(f"weights must be those of a BERT layer: {faults}")
     arrays = {role: read_weight(weights[name], f"weights[{name!r}]") for role, (name, _) in places.items()}
     up = arrays["up_weight"]
     if up.ndim != 2:

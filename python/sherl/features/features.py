@@ -41,7 +41,7 @@ class Features:
         lengths = np.asarray(lengths)
         if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu":
             raise ValueError(
-                f"lengths must be whole numbers of shape (samples,), got dtype {lengths.dtype} and shape {lengths.shape}"
+                f"lengths must be whole numbers of shape (samples,), got {lengths.dtype} of shape {lengths.shape}"
             )
         if lengths.min() < 1:
             raise ValueError(f"lengths must be 1 or more, got {lengths.min()} for sample {lengths.argmin()}")
@@ -95,7 +95,7 @@ class Features:
 
     @property
     def taps(self):
-        """The samples' rows one after the other, a matrix (rows, channels) per tap; a selection's are gathered copies."""
+        """The samples' rows one after the other, a matrix (rows, channels) per tap; copies where it is a selection."""
         rows = self.batch().rows
         return [array if rows is None else array[rows] for array in self._arrays]
 

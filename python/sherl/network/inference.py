@@ -195,6 +195,10 @@ class Inference:
                 f"({_named(known)})"
             )
 
+    def _note_source(self, features):
+        if features.source is not None:
+            self.features_source = features.source
+
     def _rows(self, taps, mask, dtype):
         names = [f"taps[{number}]" for number in range(self.early.taps)]
         self._features(taps, mask, dtype)

@@ -1,4 +1,4 @@
-"""Networks on disk: a folder with the trained weights (model.safetensors) and what else makes the network (config.json)."""
+"""Networks on disk: the trained weights in model.safetensors, what else makes the network in config.json."""
 
 import json
 from pathlib import Path
@@ -45,8 +45,8 @@ def load(kind, folder, backbone):
     folder = Path(folder)
     config = read_config(folder / CONFIG)
     layers = _offered(backbone)
-    network = _build(kind, config, layers, folder / CONFIG)
     arrays = read_weights(safetensors, folder / WEIGHTS)
+    network = _build(kind, config, layers, folder / CONFIG, sum(array.size for array in arrays.values()))
     network.features_source = config["features"]
     if hasattr(backbone, "fingerprint"):
         network._check_backbone(backbone.fingerprint)
@@ -121,15 +121,18 @@ def _offered(backbone):
     return list(layers)
 
 
-def _build(kind, config, layers, path):
+def _build(kind, config, layers, path, stored):
+    """Return the network of a configuration beside which so many numbers are stored."""
     try:
-        late = config["late"]
-        if not isinstance(late, list):
+        if not isinstance(config["late"], list):
             raise ValueError("late must be a list")
-        return kind(
-            _made(config["early"], _EARLY), [_late(number, entry, layers) for number, entry in enumerate(late)],
-            _made(config["head"], _HEADS), seed=config["seed"],
-        )
+        early, head = _made(config["early"], _EARLY), _made(config["head"], _HEADS)
+        late = [_late(number, entry, layers) for number, entry in enumerate(config["late"])]
+        # No memory is taken for sizes that only config.json vouches for.
+        least = sum(block._least_parameters() for block in (early, *late, head))
+        if least > stored:
+            raise ValueError(f"it has {least:,} parameters or more, but {WEIGHTS} holds {stored:,} numbers")
+        return kind(early, late, head, seed=config["seed"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not make a network: {error}") from error
 

@@ -61,7 +61,7 @@ class SideNetwork(Inference):
     def _check_blocks(self):
         width, before = self.early.out_features, "early"
         if width != self.early.features[-1]:
-            raise ValueError(f"early must have out_features equal to its last tap's {self.early.features[-1]}, got {width}")
+            raise ValueError(f"early must have the {self.early.features[-1]} out_features of its last tap, got {width}")
         for name, block in self._blocks()[1:]:
             if name != "head" and not isinstance(block, TransformerLayer):
                 raise TypeError(f"{name} must be a TransformerLayer, got {type(block).__name__}")
@@ -96,7 +96,7 @@ class SideNetwork(Inference):
             weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0, accumulate=1,
             betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None, metrics=None,
             monitor=None, patience=None, restore_best=None, callbacks=(), progress=True, sample_weight=None, seed=0,
-            checkpoint=None, checkpoint_every=None, resume_from=None, dtype=None):
+            bucket_by_length=True, checkpoint=None, checkpoint_every=None, resume_from=None, dtype=None):
         """Train the network.
 
         The same arguments give the same bits, whatever the number of threads. An interrupt (Ctrl-C) ends the training
@@ -155,6 +155,8 @@ class SideNetwork(Inference):
             By what each sample's loss counts.
         seed : int
             Of the order of the samples and of dropout.
+        bucket_by_length : bool
+            Whether a batch holds samples of about one length.
         checkpoint : str or path-like, optional
             Folder for the state of the training, from which it can be resumed.
         checkpoint_every : int, optional
@@ -185,7 +187,7 @@ class SideNetwork(Inference):
         return Fit(
             self, labelled, read_validation(self, validation, dtype), settings, epochs=epochs, batch_size=batch_size,
             accumulate=accumulate, metrics=metrics, monitor=monitor, patience=patience, restore_best=restore_best,
-            callbacks=callbacks, progress=progress, seed=seed, checkpoint=checkpoint,
+            callbacks=callbacks, progress=progress, seed=seed, bucket_by_length=bucket_by_length, checkpoint=checkpoint,
             checkpoint_every=checkpoint_every, resume_from=resume_from,
         ).run()
 

@@ -3,11 +3,10 @@
 import time
 from dataclasses import asdict
 
-import numpy as np
-
 from .. import _core
 from ..blocks.weights import load_state
 from ..checks import flag, seed_number, whole_number
+from .batching import epoch_batches
 from .callbacks import Callback, FitState, StopTraining
 from .checkpoint import read_checkpoint, write_checkpoint
 from .history import History
@@ -24,12 +23,14 @@ class Fit:
     """One training of a network; the arguments are those of `SideNetwork.fit`, labelled samples and settings read."""
 
     def __init__(self, network, labelled, validation, settings, *, epochs, batch_size, accumulate, metrics, monitor,
-                 patience, restore_best, callbacks, progress, seed, checkpoint, checkpoint_every, resume_from):
+                 patience, restore_best, callbacks, progress, seed, bucket_by_length, checkpoint, checkpoint_every,
+                 resume_from):
         self.network, self.labelled, self.validation = network, labelled, validation
         self.epochs = whole_number(epochs, "epochs", 1)
         self.batch_size = whole_number(batch_size, "batch_size", 1)
         self.accumulate = whole_number(accumulate, "accumulate", 1)
         self.seed = seed_number(seed)
+        self.bucket_by_length = flag(bucket_by_length, "bucket_by_length")
         self.progress = flag(progress, "progress")
         self.metrics = metric_functions(metrics, network.head.task)
         self.patience = None if patience is None else whole_number(patience, "patience", 1)
@@ -59,8 +60,7 @@ class Fit:
         """Train, and return the history."""
         if self.resume_from is not None:
             self._resume()
-        if self.labelled.features.source is not None:
-            self.network.features_source = self.labelled.features.source
+        self.network._note_source(self.labelled.features)
         with (
             Interrupt() as self.interrupt,
             progress_bar(self.progress, self.total_steps, "fit", self.stepper.steps) as self.bar,
@@ -93,9 +93,8 @@ class Fit:
 
     def _steps_of_epoch(self):
         """Return for each step of the epoch the sample numbers of its batches."""
-        random = np.random.Generator(np.random.Philox(key=np.array([self.seed, self.epoch], np.uint64)))
-        order = random.permutation(len(self.labelled))
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        lengths = self.labelled.features.lengths
+        batches = epoch_batches(lengths, self.batch_size, self.seed, self.epoch, self.bucket_by_length)
         return [batches[start : start + self.accumulate] for start in range(0, len(batches), self.accumulate)]
 
     def _step(self, parts):
@@ -105,7 +104,7 @@ class Fit:
             loss = self.stepper.step(self.labelled, parts)
         except (FloatingPointError, MemoryError) as error:
             raise type(error)(
-                f"step {number} (epoch {self.epoch + 1}) failed, and the network keeps its weights of before it: {error}"
+                f"step {number} (epoch {self.epoch + 1}) failed, and the network keeps its weights before it: {error}"
             ) from error
         share = sum(self.labelled.share(part) for part in parts)
         self.loss_sum += loss * share
@@ -179,8 +178,8 @@ class Fit:
         del network["features"], network["seed"]
         return {
             **asdict(self.settings), "epochs": self.epochs, "batch_size": self.batch_size,
-            "accumulate": self.accumulate, "seed": self.seed, "metrics": list(self.metrics),
-            "monitor": self.history.monitor, "patience": self.patience, "restore_best": self.restore_best,
+            "accumulate": self.accumulate, "seed": self.seed, "bucket_by_length": self.bucket_by_length,
+            "metrics": list(self.metrics), "monitor": self.history.monitor, "patience": self.patience, "restore_best": self.restore_best,
             "network": network, "precision": _core.REAL, "data": self.labelled.fingerprint,
             "validation": None if self.validation is None else self.validation.fingerprint,
         }

@@ -3,6 +3,8 @@
 import copy
 import math
 
+from ..checks import count_of
+
 __all__ = ["History"]
 
 
@@ -62,7 +64,8 @@ class History:
 
     def __repr__(self):
         count = len(self.step_losses)
-        title = f"History: {len(self.epochs)} epochs, {count} steps" + (f", ended by {self.stopped}" if self.stopped else "")
+        ended = f", ended by {self.stopped}" if self.stopped else ""
+        title = f"History: {count_of(len(self.epochs), 'epoch')}, {count_of(count, 'step')}{ended}"
         if not self.epochs:
             return title
         names = list(self.epochs[0])

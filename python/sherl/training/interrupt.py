@@ -20,9 +20,9 @@ class Interrupt:
         self._former = None
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                self._former = signal.signal(signal.SIGINT, self._note)
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._former = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *error):

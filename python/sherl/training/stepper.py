@@ -56,7 +56,9 @@ class Stepper:
         FloatingPointError
             Where the loss or the gradient is not finite; the network is as it was.
         """
-        return self.step(Labelled(self.network, taps, labels, mask, sample_weight, dtype), [None])
+        labelled = Labelled(self.network, taps, labels, mask, sample_weight, dtype)
+        self.network._note_source(labelled.features)
+        return self.step(labelled, [None])
 
     def step(self, labelled, parts):
         """Take one step over samples whose gradients are computed part by part.
