@@ -1,5 +1,6 @@
 """What the tests share: the table of agreement with the reference outputs at the end of a run, and the thread count."""
 
+import signal
 import sys
 
 import pytest
@@ -9,6 +10,8 @@ _AGREEMENT = pytest.StashKey()
 
 def pytest_configure(config):
     config.stash[_AGREEMENT] = {}
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job: tests send interrupts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
