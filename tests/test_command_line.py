@@ -151,6 +151,7 @@ def test_regression_on_pairs(place, tmp_path, capsys):
     predictions = np.array(read_table(tmp_path / "out.csv", ["prediction"])["prediction"], dtype=float)
     targets = np.array(read_table(place / "dev.jsonl", ["score"])["score"], dtype=float)
     assert np.corrcoef(predictions, targets)[0, 1] == pytest.approx(record["results"][2]["pearson"], abs=1e-3)
+    assert abs(np.mean(predictions - targets)) < 0.5 * np.std(targets)  # in the unit of the targets
 
 
 def test_info_describes_both_kinds_of_folder(place, capsys):

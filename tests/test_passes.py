@@ -11,18 +11,29 @@ CHANNELS, HIDDEN, TAPS = 12, 5, 3
 LENGTHS = [3, 1, 6, 2, 4]
 
 
-class Network:
-    """Taps -> MTSA -> (optionally) a transformer layer, with the first row of each sample picked inside or outside."""
+def layer_weights():
+    """Weights of a frozen transformer layer by role."""
+    generator = np.random.default_rng(4)
+    inner = 7
+    shapes = {"query": (CHANNELS, CHANNELS), "key": (CHANNELS, CHANNELS), "value": (CHANNELS, CHANNELS),
+              "output": (CHANNELS, CHANNELS), "attention_norm": (CHANNELS,), "up": (inner, CHANNELS),
+              "down": (CHANNELS, inner), "feed_forward_norm": (CHANNELS,)}
+    weights = {f"{role}_weight": 0.5 * generator.standard_normal(shape) for role, shape in shapes.items()}
+    return weights | {f"{role}_bias": generator.standard_normal(shape[0]) for role, shape in shapes.items()}
 
-    def __init__(self, pick_inside, late=True, dropout=0.0, training=False):
+
+class Network:
+    """Taps -> MTSA -> transformer layers, with the first row of each sample picked inside or outside."""
+
+    def __init__(self, pick_inside, late=("trained",), dropout=0.0, training=False):
         self.parameters = core.Parameters()
         graph = core.Graph(self.parameters, training)
         tokens = graph.space("tokens")
         taps = [graph.input(f"tap{i}", tokens, CHANNELS) for i in range(TAPS)]
         x = graph.mtsa("early.", taps, taps[-1], hidden=HIDDEN, out_features=CHANNELS, up_norm=True, dropout=dropout)
-        if late:
-            x = graph.transformer_layer("late.0.", x, None, heads=3, intermediate=7, dropout=dropout,
-                                        attention_dropout=dropout)
+        for number, kind in enumerate(late):
+            x = graph.transformer_layer(f"late.{number}.", x, layer_weights() if kind == "frozen" else None, heads=3,
+                                        intermediate=7, dropout=dropout, attention_dropout=dropout)
         graph.output(graph.pool(x, "first") if pick_inside else x)
         self.pick_inside = pick_inside
         self.program = graph.compile(gradient=True)
@@ -52,7 +63,10 @@ def op_lines(network):
     return network.program.describe().splitlines()
 
 
-@pytest.mark.parametrize("late", [True, False])
+LATE = [(), ("trained",), ("frozen",), ("frozen", "frozen"), ("trained", "frozen"), ("frozen", "trained")]
+
+
+@pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_demand_changes_no_number(late, dropout):
     taps, cotangent = random_taps()
@@ -75,9 +89,43 @@ def test_demand_shrinks_queries_and_what_follows_but_not_keys():
     assert "space 1" in space["early.up.weight"]  # keys and values read every row of the adapter
 
 
+def test_keys_and_values_of_a_frozen_layer_are_never_computed():
+    listing = Network(True, late=("frozen", "frozen")).program.describe()
+    assert "late.0.key.weight" in listing and "late.0.value.weight" in listing  # all its rows feed the next layer
+    assert "linear: space 1, 12 channels late.1" not in listing
+    assert listing.count("single_query_attention") == 1
+    assert "single_query_attention" not in Network(True, late=("trained",)).program.describe()
+    assert "single_query_attention" not in Network(False, late=("frozen",)).program.describe()
+
+
+@pytest.mark.parametrize("pick_inside", [True, False])
+@pytest.mark.parametrize("late", [("frozen",), ("trained",), ("trained", "frozen")])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_and_threads_change_nothing_but_the_order_of_sums(pick_inside, late, threads):
+    lengths = [int(n) for n in np.random.default_rng(1).integers(1, 40, 50)]
+    taps, cotangent = random_taps(lengths)
+    one, many = (Network(pick_inside, late, dropout=0.2, training=True) for _ in range(2))
+    many.program.set_block_rows(100)
+    many.program.set_tile_rows(20)
+    output, gradients = one.run(taps, cotangent, lengths)
+    former = core.threads()
+    core.set_threads(threads)
+    try:
+        cut_output, cut_gradients = many.run(taps, cotangent, lengths)
+    finally:
+        core.set_threads(former)
+    np.testing.assert_allclose(cut_output, output, rtol=0, atol=1e-11)
+    for name in gradients:
+        np.testing.assert_allclose(cut_gradients[name], gradients[name], rtol=0, atol=1e-9, err_msg=name)
+    again, same_gradients = many.run(taps, cotangent, lengths)
+    np.testing.assert_array_equal(again, cut_output)
+    for name in gradients:
+        np.testing.assert_array_equal(same_gradients[name], cut_gradients[name], err_msg=name)
+
+
 def test_without_attention_only_first_rows_are_read():
     taps, cotangent = random_taps()
-    network = Network(True, late=False)
+    network = Network(True, late=())
     assert all("space 0" in line for line in op_lines(network))
     output, _ = network.run(taps, cotangent)
     offsets = np.cumsum([0, *LENGTHS])
@@ -130,6 +178,12 @@ def test_arenas_do_not_grow_with_the_batch():
     program = Network(False).program
     bytes_of = lambda samples: program.memory(samples, [None, 16 * np.arange(samples + 1)])["arenas"]  # noqa: E731
     assert bytes_of(64) < bytes_of(256) == bytes_of(1024) == bytes_of(8192)
+
+
+def test_arenas_of_blocks_do_not_grow_with_the_batch():
+    program = Network(True, late=("frozen",)).program
+    bytes_of = lambda samples: program.memory(samples, [None, 16 * np.arange(samples + 1)])["arenas"]  # noqa: E731
+    assert bytes_of(64) < bytes_of(128) == bytes_of(1024) == bytes_of(8192)
 
 
 def test_runs_of_changing_sizes_share_one_workspace():

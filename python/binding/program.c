@@ -123,15 +123,24 @@ static PyObject *program_memory(ProgramObject *self, PyObject *args, PyObject *k
     return status ? raise_status(status, "memory") : memory_dictionary(&report);
 }
 
-static PyObject *program_set_tile_rows(ProgramObject *self, PyObject *args, PyObject *keywords) {
+static PyObject *set_rows(ProgramObject *self, PyObject *args, PyObject *keywords, const char *method,
+                          sherl_status (*set)(sherl_program *program, size_t rows)) {
     size_t rows;
     argument arguments[] = {count_argument("rows", 1, &rows)};
-    if (!parse_arguments("set_tile_rows", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    if (!parse_arguments(method, args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
     core_lock(self->parameters->state);
-    sherl_status status = sherl_program_set_tile_rows(self->program, rows);
+    sherl_status status = set(self->program, rows);
     core_unlock(self->parameters->state);
-    if (status) return raise_status(status, "set_tile_rows");
+    if (status) return raise_status(status, method);
     Py_RETURN_NONE;
+}
+
+static PyObject *program_set_tile_rows(ProgramObject *self, PyObject *args, PyObject *keywords) {
+    return set_rows(self, args, keywords, "set_tile_rows", sherl_program_set_tile_rows);
+}
+
+static PyObject *program_set_block_rows(ProgramObject *self, PyObject *args, PyObject *keywords) {
+    return set_rows(self, args, keywords, "set_block_rows", sherl_program_set_block_rows);
 }
 
 static PyObject *program_describe(ProgramObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -193,6 +202,8 @@ static PyMethodDef program_methods[] = {
            "memory($self, samples, offsets)\n--\n\nWhat a batch of these segment lengths takes, in bytes and counts."),
     METHOD("set_tile_rows", program_set_tile_rows,
            "set_tile_rows($self, rows)\n--\n\nMost rows that a tile aims at."),
+    METHOD("set_block_rows", program_set_block_rows,
+           "set_block_rows($self, rows)\n--\n\nMost rows of a block, where ops run once for several tiles."),
     {"describe", (PyCFunction)program_describe, METH_NOARGS,
      "describe($self)\n--\n\nA listing of the compiled ops, for people."},
     {NULL, NULL, 0, NULL},

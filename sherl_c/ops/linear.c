@@ -3,36 +3,94 @@
 
 #include "../blas/blas.h"
 
-/* y = activation(x W^T + b); x: (rows, in), W: (out, in), b: (1, out), y: (rows, out) */
+enum {
+    PARTS = 8,              /* of a wide op's weights, dealt to the threads */
+    LEAST_SPREAD = 1 << 15  /* weights below which spreading costs more than it gains */
+};
+
+/* The operands of one call. x: (rows, in), W: (out, in), b: (1, out), y: (rows, out); gradients are NULL where none is
+ * wanted. */
+typedef struct linear {
+    const sherl_op *op;
+    const sherl_tile *tile;
+    size_t rows, in, out;
+    const sherl_real *weight, *bias, *x;
+    sherl_real *y, *dz, *dx, *dweight, *dbias;
+} linear;
+
+static linear find_operands(const sherl_op *op, const sherl_tile *tile) {
+    return (linear){.op = op, .tile = tile, .rows = sherl_tile_rows(tile, op->output),
+                    .in = sherl_tile_channels(tile, op->inputs[0]), .out = sherl_tile_channels(tile, op->output),
+                    .weight = sherl_op_parameter(op, tile, 0), .bias = sherl_op_parameter(op, tile, 1),
+                    .x = sherl_tile_read(tile, op->inputs[0]), .y = sherl_tile_write(tile, op->output)};
+}
+
+/* Runs `part` over 0 … size-1 at once, or, on a wide op with much weight, in parts over the threads. The parts are fixed,
+ * so that bits do not depend on how many threads there are. */
+typedef void (*linear_part)(const linear *l, size_t from, size_t count);
+typedef struct spread {
+    const linear *l;
+    linear_part part;
+    size_t size;
+} spread;
+
+static void run_part(void *state, size_t number, size_t worker) {
+    const spread *spread = state;
+    (void)worker;
+    size_t from = spread->size * number / PARTS, end = spread->size * (number + 1) / PARTS;
+    if (end > from) spread->part(spread->l, from, end - from);
+}
+
+static void run_parts(const linear *l, linear_part part, size_t size) {
+    spread spread = {.l = l, .part = part, .size = size};
+    if (l->op->wide && l->in * l->out >= LEAST_SPREAD)
+        sherl_tile_spread(l->tile, PARTS, run_part, &spread);
+    else
+        part(l, 0, size);
+}
+
+/* y = activation(x W^T + b), some of the output channels */
+static void forward_outputs(const linear *l, size_t from, size_t count) {
+    sherl_gemm(false, true, l->rows, count, l->in, 1, l->x, l->in, l->weight + from * l->in, l->in, 0, l->y + from,
+               l->out);
+    if (!l->bias && l->op->settings.activation == SHERL_IDENTITY) return;
+    const sherl_real *bias = l->bias ? l->bias + from : NULL;
+    size_t calls = count == l->out ? 1 : l->rows; /* rows that lie apart go one by one */
+    for (size_t row = 0; row < calls; row++)
+        l->tile->kernels->bias_activation(l->op->settings.activation, l->y + row * l->out + from, bias,
+                                          l->rows / calls, count);
+}
+
 static sherl_status linear_forward(const sherl_op *op, const sherl_tile *tile) {
-    size_t rows = sherl_tile_rows(tile, op->output);
-    size_t in = sherl_tile_channels(tile, op->inputs[0]), out = sherl_tile_channels(tile, op->output);
-    sherl_real *y = sherl_tile_write(tile, op->output);
-    sherl_gemm(false, true, rows, out, in, 1, sherl_tile_read(tile, op->inputs[0]), in,
-               sherl_op_parameter(op, tile, 0), in, 0, y, out);
-    const sherl_real *bias = sherl_op_parameter(op, tile, 1);
-    if (bias || op->settings.activation != SHERL_IDENTITY)
-        tile->kernels->bias_activation(op->settings.activation, y, bias, rows, out);
+    linear l = find_operands(op, tile);
+    run_parts(&l, forward_outputs, l.out);
     return SHERL_OK;
+}
+
+/* dx (+)= dz W, some of the input channels */
+static void backward_inputs(const linear *l, size_t from, size_t count) {
+    sherl_gemm(false, false, l->rows, count, l->out, 1, l->dz, l->out, l->weight + from, l->in,
+               l->op->accumulate[0] ? 1 : 0, l->dx + from, l->in);
+}
+
+/* dW += dz^T x, some of the output channels */
+static void backward_weights(const linear *l, size_t from, size_t count) {
+    sherl_gemm(true, false, count, l->in, l->rows, 1, l->dz + from, l->out, l->x, l->in, 1, l->dweight + from * l->in,
+               l->in);
 }
 
 /* dz = dy activation'(z); dx = dz W; dW += dz^T x; db += column sums of dz */
 static sherl_status linear_backward(const sherl_op *op, const sherl_tile *tile) {
-    size_t rows = sherl_tile_rows(tile, op->output);
-    size_t in = sherl_tile_channels(tile, op->inputs[0]), out = sherl_tile_channels(tile, op->output);
-    sherl_real *dz = tile->gradients[op->output]; /* rewritten in place: nothing reads dy after this op */
+    linear l = find_operands(op, tile);
+    l.dz = tile->gradients[op->output]; /* rewritten in place: nothing reads dy after this op */
+    l.dx = sherl_input_gradient(op, tile, 0);
+    l.dweight = sherl_op_parameter_gradient(op, tile, 0);
+    l.dbias = sherl_op_parameter_gradient(op, tile, 1);
     if (op->settings.activation != SHERL_IDENTITY)
-        tile->kernels->activation_backward(op->settings.activation, NULL, sherl_tile_read(tile, op->output), dz, dz,
-                                           rows * out, false);
-    sherl_real *dx = sherl_input_gradient(op, tile, 0);
-    if (dx)
-        sherl_gemm(false, false, rows, in, out, 1, dz, out, sherl_op_parameter(op, tile, 0), in,
-                   op->accumulate[0] ? 1 : 0, dx, in);
-    sherl_real *dweight = sherl_op_parameter_gradient(op, tile, 0);
-    if (dweight)
-        sherl_gemm(true, false, out, in, rows, 1, dz, out, sherl_tile_read(tile, op->inputs[0]), in, 1, dweight, in);
-    sherl_real *dbias = sherl_op_parameter_gradient(op, tile, 1);
-    if (dbias) tile->kernels->add_column_sums(dz, dbias, rows, out);
+        tile->kernels->activation_backward(op->settings.activation, NULL, l.y, l.dz, l.dz, l.rows * l.out, false);
+    if (l.dx) run_parts(&l, backward_inputs, l.in);
+    if (l.dweight) run_parts(&l, backward_weights, l.out);
+    if (l.dbias) tile->kernels->add_column_sums(l.dz, l.dbias, l.rows, l.out);
     return SHERL_OK;
 }
 

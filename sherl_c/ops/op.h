@@ -50,6 +50,8 @@ typedef struct sherl_op_type {
     void (*backward_reads)(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads);
     /* Bytes of scratch that forward or backward needs on a tile of these limits; NULL: none. */
     bool (*scratch_bytes)(const sherl_op *op, const sherl_limits *limits, size_t *bytes);
+    /* Can share its work on a whole block between the threads of tile->pool (sherl_tile_spread). */
+    bool spreads;
     /* COUPLED ops in training: stores what a whole forward and backward learned of the batch (running statistics). */
     void (*commit)(const sherl_op *op, const sherl_tile *tile);
 } sherl_op_type;
@@ -63,6 +65,7 @@ struct sherl_op {
     sherl_value saved;  /* an extra value that lives from forward to backward (statistics, say), or SHERL_NONE */
     uint32_t stream;    /* of random numbers: fixed when the graph is built, so no pass changes a draw */
     bool training;      /* built into a training graph */
+    bool wide;          /* runs once for a whole block of tiles; set by the stages pass */
     bool accumulate[SHERL_MAX_INPUTS]; /* set by the needs-gradient pass */
     union {             /* what the type needs to know beyond its operands */
         sherl_activation activation; /* linear, activation */
@@ -90,7 +93,7 @@ struct sherl_tile {
     sherl_real *const *parameter_gradients;     /* by parameter: this lane's; NULL for frozen ones */
     sherl_real *const *mutable_parameters;      /* for commit only: SHERL_STATE parameters, NULL for the others */
     void *scratch;
-    sherl_thread_pool *pool;           /* for COUPLED ops; NULL on ordinary tiles */
+    sherl_thread_pool *pool;           /* for wide ops; NULL on ordinary tiles */
     sherl_random_key random_key;       /* of seed and step */
 };
 
@@ -132,6 +135,15 @@ static inline sherl_real *sherl_op_parameter_gradient(const sherl_op *op, const 
     return op->parameters[slot] == SHERL_NONE ? NULL : tile->parameter_gradients[op->parameters[slot]];
 }
 
+/* Runs tasks 0 … count-1: over the threads where the op has them to itself, else here one after the other. */
+static inline void sherl_tile_spread(const sherl_tile *tile, size_t count, sherl_task task, void *state) {
+    if (tile->pool) {
+        sherl_pool_run(tile->pool, count, task, state);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) task(state, i, 0);
+}
+
 /* Every op type, by family. */
 extern const sherl_op_type sherl_linear_type;                                      /* linear.c */
 extern const sherl_op_type sherl_activation_type;                                  /* activation.c */
@@ -142,6 +154,7 @@ extern const sherl_op_type sherl_dropout_type;                                  
 extern const sherl_op_type sherl_add_type, sherl_multiply_type, sherl_gate_type;   /* elementwise.c */
 extern const sherl_op_type sherl_embedding_type;                                   /* embedding.c */
 extern const sherl_op_type sherl_attention_type;                                   /* attention.c */
+extern const sherl_op_type sherl_single_query_attention_type;                      /* single_query_attention.c */
 extern const sherl_op_type sherl_first_type, sherl_mean_type, sherl_max_type;      /* pooling.c */
 extern const sherl_op_type sherl_guidance_type;                                    /* guidance.c */
 extern const sherl_op_type sherl_cross_entropy_type, sherl_binary_cross_entropy_type, sherl_squared_error_type; /* loss.c */

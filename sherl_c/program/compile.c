@@ -4,7 +4,13 @@
 
 #include "program.h"
 
-enum { DEFAULT_TILE_ROWS = 512 };
+enum {
+    DEFAULT_TILE_ROWS = 512,
+    DEFAULT_BLOCK_ROWS = 2048,
+    MOST_LANES = 8, /* gradient lanes: the most threads that can share a batch */
+    FEW_LANES = 4,  /* of a network whose gradients are large */
+    LANE_BYTES = 16 << 20 /* what gradient lanes may take before they become few */
+};
 
 /* Tables by parameter: data, and where its gradient lies in a lane. */
 static sherl_status tabulate_parameters(sherl_program *program) {
@@ -48,6 +54,8 @@ static sherl_status place_gradients(sherl_program *program) {
                 return SHERL_SIZE_OVERFLOW;
         }
     }
+    size_t most = LANE_BYTES / sizeof(sherl_real) / MOST_LANES;
+    program->lane_limit = program->lane_size <= most ? MOST_LANES : FEW_LANES;
     return SHERL_OK;
 }
 
@@ -61,8 +69,6 @@ static sherl_status tabulate_values(sherl_program *program) {
         program->value_spaces[v] = network->values[v].space;
         program->value_channels[v] = network->values[v].channels;
     }
-    for (size_t i = 0; i < network->op_count; i++)
-        program->coupled = program->coupled || network->ops[i].type->rows == SHERL_COUPLED;
     return status;
 }
 
@@ -76,11 +82,15 @@ sherl_status sherl_program_compile(sherl_graph *graph, bool gradient, sherl_prog
     compiled->network = (sherl_network){.context = graph->context, .loss = SHERL_NONE};
     compiled->gradient = gradient;
     compiled->tile_rows = DEFAULT_TILE_ROWS;
+    compiled->block_rows = DEFAULT_BLOCK_ROWS;
     status = sherl_pass_demand(graph, &compiled->network);
     if (!status) status = tabulate_parameters(compiled);
+    if (!status) sherl_pass_associate(compiled);
+    if (!status) sherl_pass_wide(compiled);
     if (!status && gradient) status = sherl_pass_needs_gradient(compiled);
-    if (!status && gradient) status = place_gradients(compiled);
+    if (!status) status = place_gradients(compiled);
     if (!status) status = sherl_pass_schedule(compiled);
+    if (!status) status = sherl_pass_stages(compiled);
     if (!status) status = sherl_pass_residence(compiled);
     if (!status) status = tabulate_values(compiled);
     if (status) {
@@ -97,6 +107,7 @@ void sherl_program_destroy(sherl_program *program) {
     sherl_workspace_release(program);
     sherl_network_release(&program->network);
     sherl_release(context, program->steps);
+    sherl_release(context, program->stages);
     sherl_release(context, program->residence.forward);
     sherl_release(context, program->residence.reload);
     sherl_release(context, program->residence.gradient);
@@ -126,6 +137,12 @@ sherl_status sherl_program_set_tile_rows(sherl_program *program, size_t rows) {
     return SHERL_OK;
 }
 
+sherl_status sherl_program_set_block_rows(sherl_program *program, size_t rows) {
+    if (rows == 0) return SHERL_INVALID_ARGUMENT;
+    program->block_rows = rows;
+    return SHERL_OK;
+}
+
 /* Bytes of all parameters of the store, owned or frozen. */
 static void count_parameter_bytes(const sherl_program *program, sherl_memory_report *report) {
     for (size_t p = 0; p < program->parameter_count; p++) {
@@ -138,31 +155,24 @@ static void count_parameter_bytes(const sherl_program *program, sherl_memory_rep
 
 sherl_status sherl_program_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
                                   sherl_memory_report *report) {
-    /* The workspace of a copy, tables aside, is what a fresh run would allocate. */
     const sherl_context *context = program->context;
-    size_t spaces = program->network.space_count;
     sherl_tiling tiling = {0};
+    sherl_extent extent = {0};
     sherl_plan plan = {0};
-    size_t *lengths = NULL;
     sherl_status status = sherl_tiling_cut(program, samples, offsets, &tiling);
-    if (!status) status = sherl_allocate(context, spaces, 2 * sizeof(size_t), &lengths);
-    if (!status) {
-        sherl_limits limits = {.rows = lengths, .longest_segment = lengths + spaces};
-        sherl_tiling_limits(program, &tiling, offsets, lengths, lengths + spaces, &limits.samples);
-        status = sherl_plan_cover(program, &limits, &plan);
-    }
+    if (!status) status = sherl_tiling_extent(program, &tiling, offsets, &extent);
+    if (!status) status = sherl_plan_cover(program, &extent, &plan);
     if (!status) {
         size_t threads = sherl_context_threads(context);
         *report = (sherl_memory_report){.tile_rows = program->tile_rows, .tiles = tiling.tiles,
                                         .lanes = tiling.lanes};
         report->workers = threads < tiling.lanes ? threads : tiling.lanes;
         report->gradients = program->gradient ? tiling.lanes * program->lane_size * sizeof(sherl_real) : 0;
-        report->arenas = program->coupled ? plan.arena_bytes + (report->workers - 1) * plan.scratch_bytes
-                                          : report->workers * plan.arena_bytes;
+        report->arenas = plan.block.bytes + report->workers * plan.tile.bytes;
         count_parameter_bytes(program, report);
     }
-    sherl_release(context, lengths);
-    sherl_release(context, tiling.bounds);
+    sherl_tiling_release(context, &tiling);
+    sherl_extent_release(context, &extent);
     sherl_plan_release(context, &plan);
     return status;
 }

@@ -21,11 +21,18 @@ typedef struct sherl_step {
     bool accumulate; /* of SEED_OUTPUT: the same value was seeded before */
 } sherl_step;
 
-/* A region of the arena that holds one matrix from its first to its last step. */
+/* Consecutive steps that run tile by tile, or wide: once for a whole block of tiles. */
+typedef struct sherl_stage {
+    size_t first_step, end_step;
+    bool wide;
+} sherl_stage;
+
+/* A region of an arena that holds one matrix from its first to its last step. */
 typedef struct sherl_buffer {
     sherl_space space;
     size_t channels, element_size;
     uint32_t first_step, last_step;
+    bool shared; /* between stages: lies in the block's arena and not in that of a worker */
 } sherl_buffer;
 
 /* Which buffer holds what, by value; SHERL_NONE where nothing is held. */
@@ -37,12 +44,18 @@ typedef struct sherl_residence {
     size_t buffer_count, buffer_capacity;
 } sherl_residence;
 
-/* Offsets of all buffers in an arena for tiles within some limits. */
-typedef struct sherl_plan {
-    size_t *rows, *longest_segment; /* limits by row space */
+/* An arena for tiles, or for blocks, within some limits. */
+typedef struct sherl_arena_plan {
+    size_t *rows;                   /* limits by row space */
     size_t samples;
-    size_t *offsets;                /* by buffer, in bytes */
-    size_t scratch_offset, scratch_bytes, arena_bytes;
+    size_t scratch_offset, scratch_bytes, bytes;
+} sherl_arena_plan;
+
+/* Offsets of all buffers. */
+typedef struct sherl_plan {
+    sherl_arena_plan tile, block;
+    size_t *longest_segment;        /* by row space */
+    size_t *offsets;                /* by buffer, in bytes, into the arena that it lies in */
 } sherl_plan;
 
 typedef struct sherl_worker {
@@ -53,10 +66,11 @@ typedef struct sherl_worker {
     sherl_real **parameter_gradients; /* by parameter */
 } sherl_worker;
 
-/* A batch cut into tiles: tile t holds samples [bounds[t], bounds[t + 1]) and belongs to lane t % lanes. */
+/* A batch cut into tiles, and those into blocks: tile t holds samples [bounds[t], bounds[t + 1]) and belongs to lane
+ * t % lanes; block b holds tiles [blocks[b], blocks[b + 1]). */
 typedef struct sherl_tiling {
-    size_t *bounds;
-    size_t capacity, tiles, lanes;
+    size_t *bounds, *blocks;
+    size_t bound_capacity, block_capacity, tiles, block_count, lanes;
 } sherl_tiling;
 
 struct sherl_program {
@@ -64,9 +78,12 @@ struct sherl_program {
     sherl_parameters *parameters;
     sherl_network network;
     bool gradient;  /* has a backward part */
-    bool coupled;   /* has an op that reads the whole batch */
+    bool staged;      /* has wide ops */
+    bool whole_batch; /* has an op that reads the whole batch */
     sherl_step *steps;
     size_t step_count, step_capacity, forward_steps;
+    sherl_stage *stages;
+    size_t stage_count, stage_capacity;
     sherl_residence residence;
     /* by parameter of the store, as it was when the program was compiled */
     size_t parameter_count;
@@ -78,8 +95,10 @@ struct sherl_program {
     sherl_space *value_spaces;
     size_t *value_channels;
     /* workspace, kept from run to run */
-    size_t tile_rows;
+    size_t tile_rows, block_rows, lane_limit;
     sherl_plan plan;
+    char *block_arena;
+    size_t block_arena_bytes;
     sherl_tiling tiling;
     sherl_worker *workers;
     size_t worker_count;
@@ -95,25 +114,36 @@ struct sherl_program {
 
 /* The passes, in the order in which sherl_program_compile runs them. */
 sherl_status sherl_pass_demand(const sherl_graph *graph, sherl_network *network);   /* demand.c */
+void sherl_pass_associate(sherl_program *program);                                   /* associate.c */
 sherl_status sherl_pass_needs_gradient(sherl_program *program);                      /* needs_gradient.c */
+void sherl_pass_wide(sherl_program *program);                                        /* stages.c */
 sherl_status sherl_pass_schedule(sherl_program *program);                            /* schedule.c */
+sherl_status sherl_pass_stages(sherl_program *program);                              /* stages.c */
 sherl_status sherl_pass_residence(sherl_program *program);                           /* residence.c */
 
 /* What the backward of an op reads, given which of its parameters are trained. */
 void sherl_op_backward_reads(const sherl_program *program, const sherl_op *op, sherl_backward_reads *reads);
 
-/* plan.c: grows the plan of the program to cover these limits. */
-sherl_status sherl_plan_cover(const sherl_program *program, const sherl_limits *limits, sherl_plan *plan);
+/* Sizes that a plan must cover: rows of a tile and of a block, and the longest segment, by row space. */
+typedef struct sherl_extent {
+    size_t *tile_rows, *block_rows, *longest_segment;
+    size_t tile_samples, block_samples;
+} sherl_extent;
+
+/* plan.c: grows the plan of the program to cover an extent. */
+sherl_status sherl_plan_cover(const sherl_program *program, const sherl_extent *extent, sherl_plan *plan);
 void sherl_plan_release(const sherl_context *context, sherl_plan *plan);
 
-/* tiles.c: cuts a batch by its sizes alone, and the limits of the tiles. */
+/* tiles.c: cuts a batch by its sizes alone; the extent of the tiles and blocks, whose arrays are released by
+ * sherl_extent_release. */
 sherl_status sherl_tiling_cut(const sherl_program *program, size_t samples, const size_t *const *offsets,
                               sherl_tiling *tiling);
-/* rows and longest_segment have one entry a row space. */
-void sherl_tiling_limits(const sherl_program *program, const sherl_tiling *tiling, const size_t *const *offsets,
-                         size_t *rows, size_t *longest_segment, size_t *samples);
+void sherl_tiling_release(const sherl_context *context, sherl_tiling *tiling);
+sherl_status sherl_tiling_extent(const sherl_program *program, const sherl_tiling *tiling,
+                                 const size_t *const *offsets, sherl_extent *extent);
+void sherl_extent_release(const sherl_context *context, sherl_extent *extent);
 
-/* stage.c: rows between the caller's memory and a tile. `first_row` is the row of the batch where the tile starts. */
+/* staging.c: rows between the caller's memory and a tile. `first_row` is the row of the batch where the tile starts. */
 sherl_status sherl_stage_load(const sherl_kernels *kernels, const sherl_source *source, size_t first_row, size_t rows,
                               size_t channels, bool integer, void *destination);
 /* The rows in place when they already lie as the core wants them, else NULL. */

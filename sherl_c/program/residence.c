@@ -107,7 +107,8 @@ static sherl_status reside_backward(sherl_program *program, size_t s) {
         if (reads.inputs[k]) touch(residence, reloaded ? residence->reload[input] : residence->forward[input], s);
     }
     if (reads.output) touch(residence, residence->forward[op->output], s);
-    if (op->saved != SHERL_NONE) touch(residence, residence->forward[op->saved], s);
+    if (op->saved != SHERL_NONE) /* what is committed must last to the end */
+        touch(residence, residence->forward[op->saved], op->type->commit ? program->step_count - 1 : s);
     touch(residence, residence->gradient[op->output], s);
     if (gradient_replaces_output(program, op)) residence->gradient[op->inputs[0]] = residence->gradient[op->output];
     sherl_status status = SHERL_OK;
@@ -136,6 +137,25 @@ static sherl_status reside_step(sherl_program *program, size_t s, last_reads las
     return SHERL_INVALID_ARGUMENT;
 }
 
+static const sherl_stage *stage_of(const sherl_program *program, size_t step) {
+    const sherl_stage *stage = program->stages;
+    while (step >= stage->end_step) stage++;
+    return stage;
+}
+
+/* A buffer that only one stage of tiles knows may lie in the arena of a worker. A shared one lives through all of its
+ * first and last stage: while one tile is at the last step of a stage, another may be at its first. */
+static void mark_shared(sherl_program *program) {
+    for (size_t b = 0; b < program->residence.buffer_count; b++) {
+        sherl_buffer *buffer = &program->residence.buffers[b];
+        const sherl_stage *first = stage_of(program, buffer->first_step);
+        const sherl_stage *last = stage_of(program, buffer->last_step);
+        buffer->shared = first->wide || first != last;
+        if (buffer->shared && !first->wide) buffer->first_step = (uint32_t)first->first_step;
+        if (buffer->shared && !last->wide) buffer->last_step = (uint32_t)last->end_step - 1;
+    }
+}
+
 sherl_status sherl_pass_residence(sherl_program *program) {
     const sherl_context *context = program->context;
     size_t values = program->network.value_count;
@@ -152,6 +172,7 @@ sherl_status sherl_pass_residence(sherl_program *program) {
         find_last_reads(program, last);
     }
     for (size_t s = 0; s < program->step_count && !status; s++) status = reside_step(program, s, last);
+    if (!status) mark_shared(program);
     sherl_release(context, last.step);
     sherl_release(context, last.backward);
     return status;

@@ -1,5 +1,5 @@
-/* Running a program on a batch: lanes of tiles over the threads, or, for coupled programs, step by step over the whole
- * batch with the threads inside each step. */
+/* Running a program on a batch: block after block, stage after stage; a stage of tiles deals the lanes of its tiles to
+ * the threads, a wide one runs once for the block with the threads inside its ops. */
 #include <string.h>
 
 #include "program.h"
@@ -10,39 +10,51 @@ typedef struct run {
     bool gradient;
     size_t steps;            /* how many steps of the schedule to run */
     sherl_random_key key;
-    size_t step;             /* the current one, of a coupled run */
+    size_t block;            /* the current one */
+    const sherl_stage *stage;
 } run;
 
-/* Where a buffer's rows of a tile begin, the arena holding the batch from sample `origin` on. */
-static void *buffer_at(const run *run, char *arena, uint32_t buffer, size_t origin, size_t first_sample) {
-    if (buffer == SHERL_NONE) return NULL;
-    const sherl_buffer *info = &run->program->residence.buffers[buffer];
-    const size_t *offsets = run->program->offsets[info->space];
-    return arena + run->program->plan.offsets[buffer] +
-           (offsets[first_sample] - offsets[origin]) * info->channels * info->element_size;
+static size_t first_sample_of_block(const run *run) {
+    const sherl_tiling *tiling = &run->program->tiling;
+    return tiling->bounds[tiling->blocks[run->block]];
 }
 
-/* Points a worker's tables at a tile. `backward`: inputs that were loaded again are meant. */
-static sherl_tile place_tile(const run *run, size_t worker_number, size_t origin, size_t first_sample, size_t samples,
-                             bool backward) {
+/* Where a tile's rows of a buffer begin: in the arena of its worker, or, if shared, in that of the block. */
+static void *buffer_at(const run *run, const sherl_worker *worker, uint32_t buffer, size_t first_sample) {
+    if (buffer == SHERL_NONE) return NULL;
+    const sherl_program *program = run->program;
+    const sherl_buffer *info = &program->residence.buffers[buffer];
+    if (!info->shared) return worker->arena + program->plan.offsets[buffer];
+    const size_t *offsets = program->offsets[info->space];
+    return program->block_arena + program->plan.offsets[buffer] +
+           (offsets[first_sample] - offsets[first_sample_of_block(run)]) * info->channels * info->element_size;
+}
+
+/* Is an input that was loaded again meant, rather than what the forward part loaded? */
+static uint32_t value_buffer(const sherl_program *program, size_t step, sherl_value value) {
+    uint32_t reload = program->residence.reload[value];
+    return step >= program->forward_steps && reload != SHERL_NONE ? reload : program->residence.forward[value];
+}
+
+/* Points a worker's tables at some samples of the block as the current stage begins. */
+static sherl_tile place_tile(const run *run, size_t worker_number, size_t first_sample, size_t samples) {
     sherl_program *program = run->program;
     sherl_worker *worker = &program->workers[worker_number];
-    char *arena = program->workers[program->coupled ? 0 : worker_number].arena;
     const sherl_residence *residence = &program->residence;
     for (size_t v = 0; v < program->network.value_count; v++) {
-        bool reloaded = backward && residence->reload[v] != SHERL_NONE;
-        worker->values[v] = buffer_at(run, arena, reloaded ? residence->reload[v] : residence->forward[v], origin,
-                                      first_sample);
-        worker->gradients[v] = buffer_at(run, arena, residence->gradient[v], origin, first_sample);
+        uint32_t buffer = value_buffer(program, run->stage->first_step, (sherl_value)v);
+        worker->values[v] = buffer_at(run, worker, buffer, first_sample);
+        worker->gradients[v] = buffer_at(run, worker, residence->gradient[v], first_sample);
     }
-    bool own_scratch = program->coupled && worker_number > 0;
     return (sherl_tile){
         .kernels = program->context->kernels, .first_sample = first_sample, .samples = samples,
         .offsets = program->offsets, .value_spaces = program->value_spaces, .value_channels = program->value_channels,
         .values = worker->values, .gradients = worker->gradients, .parameters = program->parameter_data,
         .parameter_rows = program->parameter_rows, .parameter_gradients = worker->parameter_gradients,
         .mutable_parameters = program->mutable_parameters,
-        .scratch = own_scratch ? worker->arena : arena + program->plan.scratch_offset, .random_key = run->key};
+        .scratch = run->stage->wide ? program->block_arena + program->plan.block.scratch_offset
+                                    : worker->arena + program->plan.tile.scratch_offset,
+        .pool = run->stage->wide ? program->context->pool : NULL, .random_key = run->key};
 }
 
 static void enter_lane(const run *run, size_t worker, size_t lane) {
@@ -71,23 +83,20 @@ static sherl_status load_first_rows(const run *run, const sherl_tile *tile, cons
     return SHERL_OK;
 }
 
-/* Rows that lie in the caller's memory as the core wants them are used where they are. A coupled run places its tiles
- * anew for each step, so there they are copied. */
+/* Rows that lie in the caller's memory as the core wants them are used where they are, unless later stages, which place
+ * their tiles anew, read them too. */
 static sherl_status load(const run *run, const sherl_tile *tile, size_t worker_number, sherl_value value,
-                         bool backward) {
+                         size_t step) {
     const sherl_program *program = run->program;
     const sherl_value_info *info = &program->network.values[value];
     const sherl_source *source = &run->batch->inputs[info->input];
+    sherl_worker *worker = &program->workers[worker_number];
     size_t row = first_row(run, tile, info->space), rows = sherl_tile_space_rows(tile, info->space);
-    if (!program->coupled) {
-        sherl_worker *worker = &program->workers[worker_number];
-        uint32_t buffer = backward ? program->residence.reload[value] : program->residence.forward[value];
-        void *direct = info->integer || info->first_rows
-                           ? NULL : sherl_stage_direct(source, row, rows, info->channels);
-        worker->values[value] =
-            direct ? direct : buffer_at(run, worker->arena, buffer, tile->first_sample, tile->first_sample);
-        if (direct) return SHERL_OK;
-    }
+    uint32_t buffer = value_buffer(program, step, value);
+    bool may_stay = !info->integer && !info->first_rows && !program->residence.buffers[buffer].shared;
+    void *direct = may_stay ? sherl_stage_direct(source, row, rows, info->channels) : NULL;
+    worker->values[value] = direct ? direct : buffer_at(run, worker, buffer, tile->first_sample);
+    if (direct) return SHERL_OK;
     if (info->first_rows)
         return load_first_rows(run, tile, source, program->network.inputs[info->input].space, value);
     return sherl_stage_load(tile->kernels, source, row, rows, info->channels, info->integer, tile->values[value]);
@@ -129,7 +138,7 @@ static sherl_status run_step(const run *run, const sherl_tile *tile, size_t work
     const sherl_network *network = &program->network;
     const sherl_step *step = &program->steps[s];
     switch (step->kind) {
-    case SHERL_STEP_LOAD: return load(run, tile, worker, step->index, s >= program->forward_steps);
+    case SHERL_STEP_LOAD: return load(run, tile, worker, step->index, s);
     case SHERL_STEP_FORWARD: return network->ops[step->index].type->forward(&network->ops[step->index], tile);
     case SHERL_STEP_BACKWARD: return network->ops[step->index].type->backward(&network->ops[step->index], tile);
     case SHERL_STEP_STORE: {
@@ -155,76 +164,72 @@ static sherl_status run_step(const run *run, const sherl_tile *tile, size_t work
     return SHERL_INVALID_ARGUMENT;
 }
 
-/* All tiles of a lane, one after the other, each through the whole schedule. */
+/* The current stage on the tiles of a lane in the current block, one after the other. */
 static void run_lane(void *state, size_t lane, size_t worker) {
     const run *run = state;
     const sherl_tiling *tiling = &run->program->tiling;
+    size_t end = run->stage->end_step < run->steps ? run->stage->end_step : run->steps;
     enter_lane(run, worker, lane);
-    for (size_t t = lane; t < tiling->tiles; t += tiling->lanes) {
-        size_t first = tiling->bounds[t];
-        sherl_tile tile = place_tile(run, worker, first, first, tiling->bounds[t + 1] - first, false);
+    for (size_t t = tiling->blocks[run->block]; t < tiling->blocks[run->block + 1]; t++) {
+        if (t % tiling->lanes != lane) continue;
+        sherl_tile tile = place_tile(run, worker, tiling->bounds[t], tiling->bounds[t + 1] - tiling->bounds[t]);
         sherl_status status = SHERL_OK;
-        for (size_t s = 0; s < run->steps && !status; s++) status = run_step(run, &tile, worker, t, s);
+        for (size_t s = run->stage->first_step; s < end && !status; s++)
+            status = run_step(run, &tile, worker, t, s);
         run->program->tile_status[t] = status;
     }
 }
 
-/* The current step on the tiles of a lane, in one arena that holds the whole batch. */
-static void run_lane_step(void *state, size_t lane, size_t worker) {
-    const run *run = state;
+static sherl_tile place_block(const run *run) {
     const sherl_tiling *tiling = &run->program->tiling;
-    bool backward = run->step >= run->program->forward_steps;
-    enter_lane(run, worker, lane);
-    for (size_t t = lane; t < tiling->tiles; t += tiling->lanes) {
-        if (run->program->tile_status[t]) continue;
-        sherl_tile tile = place_tile(run, worker, 0, tiling->bounds[t], tiling->bounds[t + 1] - tiling->bounds[t],
-                                     backward);
-        run->program->tile_status[t] = run_step(run, &tile, worker, t, run->step);
-    }
-}
-
-static sherl_tile place_batch(const run *run, bool backward) {
+    size_t first = first_sample_of_block(run), end = tiling->bounds[tiling->blocks[run->block + 1]];
     enter_lane(run, 0, 0);
-    sherl_tile tile = place_tile(run, 0, 0, 0, run->batch->samples, backward);
-    tile.pool = run->program->context->pool;
-    return tile;
+    return place_tile(run, 0, first, end - first);
 }
 
-static bool step_is_coupled(const sherl_program *program, const sherl_step *step) {
-    return (step->kind == SHERL_STEP_FORWARD || step->kind == SHERL_STEP_BACKWARD) &&
-           program->network.ops[step->index].type->rows == SHERL_COUPLED;
+static sherl_status run_wide_stage(const run *run) {
+    sherl_tile tile = place_block(run);
+    sherl_status status = SHERL_OK;
+    for (size_t s = run->stage->first_step; s < run->stage->end_step && s < run->steps && !status; s++)
+        status = run_step(run, &tile, 0, run->program->tiling.blocks[run->block], s);
+    return status;
 }
 
-static sherl_status first_failure(const sherl_program *program) {
-    for (size_t t = 0; t < program->tiling.tiles; t++)
-        if (program->tile_status[t]) return program->tile_status[t];
+static sherl_status first_failure(const run *run) {
+    const sherl_tiling *tiling = &run->program->tiling;
+    for (size_t t = tiling->blocks[run->block]; t < tiling->blocks[run->block + 1]; t++)
+        if (run->program->tile_status[t]) return run->program->tile_status[t];
     return SHERL_OK;
 }
 
-static sherl_status run_coupled(run *run) {
+static sherl_status run_block(run *run) {
     sherl_program *program = run->program;
-    for (run->step = 0; run->step < run->steps; run->step++) {
+    for (size_t i = 0; i < program->stage_count && program->stages[i].first_step < run->steps; i++) {
+        run->stage = &program->stages[i];
         sherl_status status;
-        if (step_is_coupled(program, &program->steps[run->step])) {
-            sherl_tile tile = place_batch(run, run->step >= program->forward_steps);
-            status = run_step(run, &tile, 0, 0, run->step);
+        if (run->stage->wide) {
+            status = run_wide_stage(run);
         } else {
-            sherl_pool_run(program->context->pool, program->tiling.lanes, run_lane_step, run);
-            status = first_failure(program);
+            sherl_pool_run(program->context->pool, program->tiling.lanes, run_lane, run);
+            status = first_failure(run);
         }
         if (status) return status;
     }
     return SHERL_OK;
 }
 
-/* Lets coupled ops keep what they learned of the batch, once all of it went well. */
-static void commit(const run *run) {
-    const sherl_network *network = &run->program->network;
-    for (size_t i = 0; i < network->op_count; i++)
-        if (network->ops[i].type->commit) {
-            sherl_tile tile = place_batch(run, false);
-            network->ops[i].type->commit(&network->ops[i], &tile);
+/* Lets coupled ops, for which the batch is one block, keep what they learned of it, once all of it went well. */
+static void commit(run *run) {
+    const sherl_program *program = run->program;
+    for (size_t i = 0; i < program->stage_count; i++) {
+        run->stage = &program->stages[i];
+        for (size_t s = run->stage->first_step; s < run->stage->end_step && run->stage->wide; s++) {
+            const sherl_op *op = &program->network.ops[program->steps[s].index];
+            if (program->steps[s].kind != SHERL_STEP_FORWARD || !op->type->commit) continue;
+            sherl_tile tile = place_block(run);
+            op->type->commit(op, &tile);
         }
+    }
 }
 
 /* Adds the other lanes to lane 0, in order; a task takes one parameter. */
@@ -268,13 +273,9 @@ static sherl_status run_batch(sherl_program *program, const sherl_batch *batch, 
     }
     for (size_t l = add ? 1 : 0; l < lanes && gradient; l++)
         memset(program->lanes[l], 0, program->lane_size * sizeof(sherl_real));
-    if (program->coupled) {
-        status = run_coupled(&run);
-    } else {
-        sherl_pool_run(program->context->pool, lanes, run_lane, &run);
-        status = first_failure(program);
-    }
+    for (run.block = 0; run.block < program->tiling.block_count && !status; run.block++) status = run_block(&run);
     if (status) return status;
+    run.block = 0;
     if (gradient) {
         sherl_pool_run(program->context->pool, program->parameter_count, reduce_parameter, program);
         commit(&run);

@@ -1,10 +1,8 @@
-/* Tiles: a batch is cut into runs of whole samples by their sizes alone, so that results do not depend on threads. */
+/* Tiles and blocks: a batch is cut into runs of whole samples by their sizes alone, so that results do not depend on
+ * threads. */
 #include "program.h"
 
-enum {
-    LANES = 8,          /* gradient lanes: the most threads that can share a batch */
-    LEAST_TILE_ROWS = 64 /* below this, products lose more than a further thread gains */
-};
+enum { LEAST_TILE_ROWS = 64 /* below this, products lose more than a further thread gains */ };
 
 /* Rows of a sample in the largest row space. */
 static size_t sample_rows(const sherl_program *program, const size_t *const *offsets, size_t sample) {
@@ -16,54 +14,95 @@ static size_t sample_rows(const sherl_program *program, const size_t *const *off
     return rows;
 }
 
-/* Rows that a tile aims at: an even share of the batch for each lane, within bounds. */
-static size_t target_rows(const sherl_program *program, size_t samples, const size_t *const *offsets) {
+static size_t share(size_t total, size_t parts) { return total / parts + (total % parts != 0); }
+
+/* Rows that a block and a tile aim at: even shares of the batch, within bounds. */
+typedef struct targets {
+    size_t block, tile;
+} targets;
+
+static targets find_targets(const sherl_program *program, size_t samples, const size_t *const *offsets) {
     size_t total = 0;
     for (size_t sample = 0; sample < samples; sample++) total += sample_rows(program, offsets, sample);
-    size_t share = total / LANES + (total % LANES != 0);
-    if (share < LEAST_TILE_ROWS) share = LEAST_TILE_ROWS;
-    return share < program->tile_rows ? share : program->tile_rows;
+    bool one_block = program->whole_batch || !program->staged;
+    size_t block = one_block ? total : share(total, share(total, program->block_rows));
+    size_t tile = share(block, program->lane_limit);
+    if (tile < LEAST_TILE_ROWS) tile = LEAST_TILE_ROWS;
+    return (targets){.block = block, .tile = tile < program->tile_rows ? tile : program->tile_rows};
 }
 
 sherl_status sherl_tiling_cut(const sherl_program *program, size_t samples, const size_t *const *offsets,
                               sherl_tiling *tiling) {
-    sherl_status status = sherl_grow(program->context, &tiling->bounds, &tiling->capacity, samples + 1,
-                                     sizeof *tiling->bounds);
+    const sherl_context *context = program->context;
+    sherl_status status =
+        sherl_grow(context, &tiling->bounds, &tiling->bound_capacity, samples + 1, sizeof *tiling->bounds);
+    if (!status)
+        status = sherl_grow(context, &tiling->blocks, &tiling->block_capacity, samples + 1, sizeof *tiling->blocks);
     if (status) return status;
-    size_t target = target_rows(program, samples, offsets), tiles = 0, rows = 0;
-    tiling->bounds[0] = 0;
+    targets target = find_targets(program, samples, offsets);
+    size_t tiles = 0, blocks = 0, tile_rows = 0, block_rows = 0;
+    tiling->bounds[0] = tiling->blocks[0] = 0;
     for (size_t sample = 0; sample < samples; sample++) {
         size_t length = sample_rows(program, offsets, sample);
-        if (rows > 0 && rows + length > target) {
+        bool block_ends = block_rows > 0 && block_rows + length > target.block;
+        if (block_ends || (tile_rows > 0 && tile_rows + length > target.tile)) {
             tiling->bounds[++tiles] = sample;
-            rows = 0;
+            tile_rows = 0;
         }
-        rows += length;
+        if (block_ends) {
+            tiling->blocks[++blocks] = tiles;
+            block_rows = 0;
+        }
+        tile_rows += length;
+        block_rows += length;
     }
     tiling->bounds[++tiles] = samples;
+    tiling->blocks[++blocks] = tiles;
     tiling->tiles = tiles;
-    tiling->lanes = tiles < LANES ? tiles : LANES;
+    tiling->block_count = blocks;
+    tiling->lanes = tiles < program->lane_limit ? tiles : program->lane_limit;
     return SHERL_OK;
 }
 
-void sherl_tiling_limits(const sherl_program *program, const sherl_tiling *tiling, const size_t *const *offsets,
-                         size_t *rows, size_t *longest_segment, size_t *samples) {
-    size_t batch = tiling->bounds[tiling->tiles];
-    *samples = 0;
-    for (size_t s = 0; s < program->network.space_count; s++) rows[s] = longest_segment[s] = 0;
-    for (size_t t = 0; t < tiling->tiles; t++) {
-        size_t first = program->coupled ? 0 : tiling->bounds[t];
-        size_t end = program->coupled ? batch : tiling->bounds[t + 1];
-        if (end - first > *samples) *samples = end - first;
-        for (size_t s = 0; s < program->network.space_count; s++) {
-            size_t tile = s == SHERL_SAMPLES ? end - first : offsets[s][end] - offsets[s][first];
-            if (tile > rows[s]) rows[s] = tile;
-        }
+void sherl_tiling_release(const sherl_context *context, sherl_tiling *tiling) {
+    sherl_release(context, tiling->bounds);
+    sherl_release(context, tiling->blocks);
+    *tiling = (sherl_tiling){0};
+}
+
+/* Widens `rows` and `samples` to those of the samples [first, end). */
+static void widen(const sherl_program *program, const size_t *const *offsets, size_t first, size_t end, size_t *rows,
+                  size_t *samples) {
+    if (end - first > *samples) *samples = end - first;
+    for (size_t s = 0; s < program->network.space_count; s++) {
+        size_t here = s == SHERL_SAMPLES ? end - first : offsets[s][end] - offsets[s][first];
+        if (here > rows[s]) rows[s] = here;
     }
-    longest_segment[SHERL_SAMPLES] = 1;
-    for (size_t s = 1; s < program->network.space_count; s++)
-        for (size_t sample = 0; sample < batch; sample++) {
+}
+
+sherl_status sherl_tiling_extent(const sherl_program *program, const sherl_tiling *tiling,
+                                 const size_t *const *offsets, sherl_extent *extent) {
+    size_t spaces = program->network.space_count, *arrays;
+    sherl_status status = sherl_allocate(program->context, spaces, 3 * sizeof(size_t), &arrays);
+    if (status) return status;
+    *extent = (sherl_extent){.tile_rows = arrays, .block_rows = arrays + spaces,
+                             .longest_segment = arrays + 2 * spaces};
+    for (size_t t = 0; t < tiling->tiles; t++)
+        widen(program, offsets, tiling->bounds[t], tiling->bounds[t + 1], extent->tile_rows, &extent->tile_samples);
+    for (size_t b = 0; b < tiling->block_count && program->staged; b++)
+        widen(program, offsets, tiling->bounds[tiling->blocks[b]], tiling->bounds[tiling->blocks[b + 1]],
+              extent->block_rows, &extent->block_samples);
+    extent->longest_segment[SHERL_SAMPLES] = 1;
+    for (size_t s = 1; s < spaces; s++)
+        for (size_t sample = 0; sample < tiling->bounds[tiling->tiles]; sample++) {
             size_t length = offsets[s][sample + 1] - offsets[s][sample];
-            if (length > longest_segment[s]) longest_segment[s] = length;
+            if (length > extent->longest_segment[s]) extent->longest_segment[s] = length;
         }
+    return SHERL_OK;
+}
+
+/* The three arrays are one allocation. */
+void sherl_extent_release(const sherl_context *context, sherl_extent *extent) {
+    sherl_release(context, extent->tile_rows);
+    *extent = (sherl_extent){0};
 }

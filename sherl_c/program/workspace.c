@@ -15,7 +15,8 @@ void sherl_workspace_release(sherl_program *program) {
     for (size_t l = 0; l < program->lane_count; l++) sherl_release(context, program->lanes[l]);
     sherl_release(context, program->workers);
     sherl_release(context, program->lanes);
-    sherl_release(context, program->tiling.bounds);
+    sherl_release(context, program->block_arena);
+    sherl_tiling_release(context, &program->tiling);
     sherl_release(context, program->tile_losses);
     sherl_release(context, program->tile_status);
     sherl_release(context, program->sample_offsets);
@@ -55,18 +56,26 @@ static sherl_status prepare_tiles(sherl_program *program, const sherl_batch *bat
 }
 
 static sherl_status prepare_plan(sherl_program *program) {
-    size_t spaces = program->network.space_count;
-    size_t *lengths;
-    sherl_status status = sherl_allocate(program->context, spaces, 2 * sizeof(size_t), &lengths);
+    sherl_extent extent;
+    sherl_status status = sherl_tiling_extent(program, &program->tiling, program->offsets, &extent);
     if (status) return status;
-    sherl_limits limits = {.rows = lengths, .longest_segment = lengths + spaces};
-    sherl_tiling_limits(program, &program->tiling, program->offsets, lengths, lengths + spaces, &limits.samples);
-    status = sherl_plan_cover(program, &limits, &program->plan);
-    sherl_release(program->context, lengths);
+    status = sherl_plan_cover(program, &extent, &program->plan);
+    sherl_extent_release(program->context, &extent);
     return status;
 }
 
-static sherl_status prepare_worker(sherl_program *program, sherl_worker *worker, size_t arena_bytes) {
+/* An arena of at least `needed` bytes; its contents are not kept. */
+static sherl_status prepare_arena(const sherl_program *program, size_t needed, char **arena, size_t *bytes) {
+    if (*bytes >= needed) return SHERL_OK;
+    sherl_release(program->context, *arena);
+    *arena = NULL;
+    *bytes = 0;
+    sherl_status status = sherl_allocate_raw(program->context, needed, 1, arena);
+    if (!status) *bytes = needed;
+    return status;
+}
+
+static sherl_status prepare_worker(const sherl_program *program, sherl_worker *worker) {
     const sherl_context *context = program->context;
     size_t values = program->network.value_count;
     sherl_status status = SHERL_OK;
@@ -76,24 +85,18 @@ static sherl_status prepare_worker(sherl_program *program, sherl_worker *worker,
     if (!status && !worker->parameter_gradients)
         status = sherl_allocate(context, program->parameter_count, sizeof(sherl_real *),
                                 &worker->parameter_gradients);
-    if (status || worker->arena_bytes >= arena_bytes) return status;
-    sherl_release(context, worker->arena);
-    worker->arena = NULL;
-    worker->arena_bytes = 0;
-    status = sherl_allocate_raw(context, arena_bytes, 1, &worker->arena);
-    if (!status) worker->arena_bytes = arena_bytes;
+    if (!status) status = prepare_arena(program, program->plan.tile.bytes, &worker->arena, &worker->arena_bytes);
     return status;
 }
 
-/* On a coupled program all workers share the arena of worker 0 and have only scratch of their own. */
 static sherl_status prepare_workers(sherl_program *program) {
     size_t threads = sherl_context_threads(program->context);
     size_t needed = threads < program->tiling.lanes ? threads : program->tiling.lanes;
     sherl_status status = sherl_grow(program->context, &program->workers, &program->worker_count, needed,
                                      sizeof *program->workers);
-    for (size_t w = 0; w < needed && !status; w++)
-        status = prepare_worker(program, &program->workers[w],
-                                program->coupled && w > 0 ? program->plan.scratch_bytes : program->plan.arena_bytes);
+    for (size_t w = 0; w < needed && !status; w++) status = prepare_worker(program, &program->workers[w]);
+    if (!status)
+        status = prepare_arena(program, program->plan.block.bytes, &program->block_arena, &program->block_arena_bytes);
     return status;
 }
 

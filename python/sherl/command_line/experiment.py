@@ -93,22 +93,24 @@ def run_experiment(backbone, train, dev, settings, console):
     network = _network(backbone, settings)
     length = count_of(settings.epochs, "epoch")
     console.say(f"Training a SHERL network of {network.num_parameters():,} parameters for {length}")
+    unit = _Unit.of(train.targets, settings.task)
     with Measured() as training:
         history = network.fit(
             features[0],
-            train.targets,
+            unit.standardised(train.targets),
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
             schedule="linear",
             warmup=WARMUP,
-            validation=(features[1], dev.targets),
+            validation=(features[1], unit.standardised(dev.targets)),
             patience=settings.patience,
             metrics=list(settings.metrics),
             progress=console.progress,
             seed=settings.seed,
         )
+    unit.restore(network)
     scores = _scores(network.predict(features[1]), dev.targets, settings)
     results.append(Result("SHERL", scores, network.num_parameters(), training.seconds, training.memory))
     interrupted = history.stopped == "interrupt"
@@ -167,6 +169,32 @@ def _network(backbone, settings):
     else:
         head = sherl.Regressor(features=channels, outputs=settings.outputs, pool=settings.pool)
     return sherl.SideNetwork(early=early, late=[backbone.layers[-1]], head=head, seed=settings.seed)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Mean and spread of the numbers to learn, which a network learns best around 0 with spread 1."""
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, targets, task):
+        if task == "classification":
+            return cls(0.0, 1.0)
+        return cls(float(np.mean(targets)), float(np.std(targets)) or 1.0)
+
+    def standardised(self, targets):
+        if (self.mean, self.spread) == (0.0, 1.0):
+            return targets
+        return ((targets - self.mean) / self.spread).astype(np.float32)
+
+    def restore(self, network):
+        """Let the head, a linear map, give numbers in the unit of the targets again."""
+        state = network.state_dict()
+        state["head.weight"] = state["head.weight"] * self.spread
+        state["head.bias"] = state["head.bias"] * self.spread + self.mean
+        network.load_state_dict(state)
 
 
 def _trivial(train, dev, settings):
