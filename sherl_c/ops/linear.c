@@ -4,6 +4,9 @@
 #include "../blas/blas.h"
 
 enum {
+    NARROW = 192,           /* output channels up to which a map is narrow, */
+    NARROW_ROWS = 8,        /* given this many rows, */
+    NARROW_BYTES = 64,      /* and channels that fill whole vectors */
     PARTS = 8,              /* of a wide op's weights, dealt to the threads */
     LEAST_SPREAD = 1 << 15  /* weights below which spreading costs more than it gains */
 };
@@ -49,10 +52,25 @@ static void run_parts(const linear *l, linear_part part, size_t size) {
         part(l, 0, size);
 }
 
+/* Has the map so few outputs that the kernels for narrow products beat the BLAS library? */
+static bool is_narrow(const linear *l) {
+    size_t vector = NARROW_BYTES / sizeof(sherl_real);
+    return l->tile->kernels->narrow_product && l->rows >= NARROW_ROWS && l->out <= NARROW && l->out % vector == 0 &&
+           l->in % vector == 0;
+}
+
+/* y = x W^T, some of the output channels */
+static void multiply(const linear *l, size_t from, size_t count) {
+    if (count == l->out && is_narrow(l))
+        l->tile->kernels->narrow_product(l->x, l->weight, l->rows, l->in, l->out, l->y);
+    else
+        sherl_gemm(false, true, l->rows, count, l->in, 1, l->x, l->in, l->weight + from * l->in, l->in, 0, l->y + from,
+                   l->out);
+}
+
 /* y = activation(x W^T + b), some of the output channels */
 static void forward_outputs(const linear *l, size_t from, size_t count) {
-    sherl_gemm(false, true, l->rows, count, l->in, 1, l->x, l->in, l->weight + from * l->in, l->in, 0, l->y + from,
-               l->out);
+    multiply(l, from, count);
     if (!l->bias && l->op->settings.activation == SHERL_IDENTITY) return;
     const sherl_real *bias = l->bias ? l->bias + from : NULL;
     size_t calls = count == l->out ? 1 : l->rows; /* rows that lie apart go one by one */
@@ -75,6 +93,10 @@ static void backward_inputs(const linear *l, size_t from, size_t count) {
 
 /* dW += dz^T x, some of the output channels */
 static void backward_weights(const linear *l, size_t from, size_t count) {
+    if (count == l->out && is_narrow(l)) {
+        l->tile->kernels->add_narrow_outer(l->dz, l->x, l->rows, l->in, l->out, l->dweight);
+        return;
+    }
     sherl_gemm(true, false, count, l->in, l->rows, 1, l->dz + from, l->out, l->x, l->in, 1, l->dweight + from * l->in,
                l->in);
 }

@@ -1,5 +1,6 @@
 """How long a block of work takes, and by how much the process's resident memory grows in it."""
 
+import ctypes
 import re
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ class Measured:
     """
 
     def __enter__(self):
+        _return_free_memory()
         self._can_tell = _forget_peak()
         self._before = _status("VmRSS")
         self._start = time.perf_counter()
@@ -35,6 +37,13 @@ class Measured:
 def megabytes(count):
     """Return a number of bytes as text in MB (1 MB = 1,000,000 bytes), or n/a for None."""
     return "n/a" if count is None else f"{count / 1e6:,.0f} MB"
+
+
+def _return_free_memory():
+    """Let the C library give back what earlier work freed: used again, it would not count as growth."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def _forget_peak():

@@ -71,6 +71,14 @@ typedef struct sherl_kernels {
                               sherl_real *const *dfeatures, const bool *accumulate, sherl_real *dweight,
                               sherl_real *dbias, size_t rows, size_t hidden, sherl_real *scratch);
 
+    /* --- narrow_product.c --- NULL where the BLAS library is as good; in and out are multiples of 64 bytes of reals */
+    /* y = x W^T; x: (rows, in), W: (out, in), y: (rows, out) */
+    void (*narrow_product)(const sherl_real *x, const sherl_real *weight, size_t rows, size_t in, size_t out,
+                           sherl_real *y);
+    /* dW += dz^T x; dz: (rows, out) */
+    void (*add_narrow_outer)(const sherl_real *dz, const sherl_real *x, size_t rows, size_t in, size_t out,
+                             sherl_real *dweight);
+
     /* --- convert.c --- one row of `channels` elements */
     void (*widen)(sherl_element element, const void *source, sherl_real *destination, size_t channels);
     void (*narrow)(sherl_element element, const sherl_real *source, void *destination, size_t channels);

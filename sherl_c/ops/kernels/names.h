@@ -35,6 +35,8 @@ SHERL_DECLARE_KERNEL(softmax_recompute);
 SHERL_DECLARE_KERNEL(softmax_backward);
 SHERL_DECLARE_KERNEL(guidance_forward);
 SHERL_DECLARE_KERNEL(guidance_backward);
+SHERL_DECLARE_KERNEL(narrow_product);
+SHERL_DECLARE_KERNEL(add_narrow_outer);
 SHERL_DECLARE_KERNEL(widen);
 SHERL_DECLARE_KERNEL(narrow);
 SHERL_DECLARE_KERNEL(sum_of_squares);

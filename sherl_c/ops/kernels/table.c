@@ -27,6 +27,10 @@ const sherl_kernels SHERL_KERNEL(kernels) = {
     .softmax_backward = SHERL_KERNEL(softmax_backward),
     .guidance_forward = SHERL_KERNEL(guidance_forward),
     .guidance_backward = SHERL_KERNEL(guidance_backward),
+#ifdef __AVX2__
+    .narrow_product = SHERL_KERNEL(narrow_product),
+    .add_narrow_outer = SHERL_KERNEL(add_narrow_outer),
+#endif
     .widen = SHERL_KERNEL(widen),
     .narrow = SHERL_KERNEL(narrow),
     .sum_of_squares = SHERL_KERNEL(sum_of_squares),
