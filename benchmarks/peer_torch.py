@@ -200,11 +200,13 @@ class Classifier(nn.Linear):
 class SideNetwork(nn.Module):
     """Taps through the MTSA, the frozen late layers and the head to class scores.
 
-    With ``needed_rows`` and a head that reads the first token, the last layer computes that one row alone.
+    With ``needed_rows`` and a head that reads the first token, the last layer computes that one row alone. With
+    ``autocast``, products run in bfloat16 and what needs more range in float32, as PyTorch decides.
     """
 
-    def __init__(self, early, late, head, *, needed_rows=False):
+    def __init__(self, early, late, head, *, needed_rows=False, autocast=False):
         super().__init__()
+        self.autocast = autocast
         self.last_rows = 1 if needed_rows and head.pool == "first" else None
         self.early = early
         self.late = nn.ModuleList(late)
@@ -213,6 +215,12 @@ class SideNetwork(nn.Module):
     def forward(self, taps, mask=None):
         if mask is not None and mask.all():
             mask = None  # without padding, attention and pooling take their shorter way
+        if not self.autocast:
+            return self.scores(taps, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.scores(taps, mask).float()
+
+    def scores(self, taps, mask):
         x = self.early(taps)
         for index, layer in enumerate(self.late, 1):
             x = layer(x, mask, self.last_rows if index == len(self.late) else None)

@@ -21,7 +21,6 @@ PyObject *status_exception(sherl_status status) {
     switch (status) {
     case SHERL_OUT_OF_MEMORY: return PyExc_MemoryError;
     case SHERL_NOT_FINITE: return PyExc_FloatingPointError;
-    case SHERL_THREAD_FAILURE: return PyExc_RuntimeError;
     default: return PyExc_ValueError;
     }
 }
@@ -156,6 +155,12 @@ static int module_exec(PyObject *module) {
         raise_status(status, "import of " MODULE_NAME);
         return -1;
     }
+    if (sherl_blas_callers() == 1 &&
+        PyErr_WarnEx(PyExc_RuntimeWarning,
+                     "this build of OpenBLAS must not be called from several threads at once, so sherl uses one thread; "
+                     "a pthread build lets it use all",
+                     1) < 0)
+        return -1;
     bool added = add_type(module, &parameters_spec, &state->parameters_type) &&
                  add_type(module, &graph_spec, &state->graph_type) &&
                  add_type(module, &program_spec, &state->program_type) &&

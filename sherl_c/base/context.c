@@ -22,7 +22,7 @@ static size_t count_processors(void) {
 
 /* All products of a program run on its context's pool, so the pool is no wider than the BLAS library allows. */
 static sherl_status make_pool(const sherl_allocator *allocator, size_t threads, sherl_thread_pool **pool) {
-    size_t callers = sherl_blas_prepare();
+    size_t callers = sherl_blas_callers();
     if (threads == 0) threads = count_processors();
     return sherl_pool_create(allocator, threads < callers ? threads : callers, pool);
 }

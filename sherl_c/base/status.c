@@ -13,7 +13,6 @@ static const char *const status_texts[SHERL_STATUS_COUNT] = {
     [SHERL_SHAPE_MISMATCH] = "two shapes that must agree do not",
     [SHERL_INDEX_OUT_OF_RANGE] = "a token id or a label is outside its table",
     [SHERL_NOT_FINITE] = "a loss or a gradient is infinite or not a number",
-    [SHERL_THREAD_FAILURE] = "the operating system refused a thread",
     [SHERL_OVER_BUDGET] = "the memory budget is smaller than the least that the program needs",
 };
 

@@ -55,7 +55,7 @@ void sherl_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k
 
 bool sherl_blas_size_fits(size_t size) { return size <= INT_MAX; }
 
-size_t sherl_blas_prepare(void) {
+size_t sherl_blas_callers(void) {
     blas_set_threads(1);
     /* A serial build has buffers without a lock. An OpenMP build takes its number of threads from each caller, so one
      * thread cannot be set for all of them. A pthread build ends the process when more threads call than its table

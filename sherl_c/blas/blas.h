@@ -9,7 +9,5 @@
 void sherl_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k, double alpha, const sherl_real *a,
                 size_t a_stride, const sherl_real *b, size_t b_stride, double beta, sherl_real *c, size_t c_stride);
 bool sherl_blas_size_fits(size_t size);
-/* One thread inside each product; returns how many threads may call the library at once, at least 1. */
-size_t sherl_blas_prepare(void);
 
 #endif

@@ -36,7 +36,6 @@ typedef enum sherl_status {
     SHERL_SHAPE_MISMATCH,    /* two shapes that must agree do not */
     SHERL_INDEX_OUT_OF_RANGE,/* a token id or label is outside its table */
     SHERL_NOT_FINITE,        /* a loss or a gradient is infinite or not a number */
-    SHERL_THREAD_FAILURE,    /* the operating system refused a thread */
     SHERL_OVER_BUDGET,       /* the memory budget is smaller than the least possible plan */
     SHERL_STATUS_COUNT
 } sherl_status;
@@ -66,6 +65,9 @@ size_t sherl_context_threads(const sherl_context *context);
 const char *sherl_context_instruction_set(const sherl_context *context);
 /* Writes version, kernel and threading of the BLAS library, cut to `size` bytes with the closing zero. */
 void sherl_blas_description(char *buffer, size_t size);
+/* Sets one thread inside each product, and tells how many threads may call the library at once: 1 for builds that are
+ * not safe. A context never uses more. */
+size_t sherl_blas_callers(void);
 const char *sherl_version(void);
 
 /* ---- Parameters: the weights that programs share ------------------------------------------------------------------- */

@@ -1,0 +1,116 @@
+"""One comparison: build the sides, hold sherl's loss and gradients against each peer's, then time them in turn."""
+
+import contextlib
+import dataclasses
+import statistics
+
+import numpy as np
+
+from benchmarks import flops, measure
+from benchmarks.sides import Products, Sherl, single_threaded_blas
+
+SHERL = "sherl"
+
+
+class Disagreement(RuntimeError):
+    """Loss or gradients of sherl and of a peer are further apart than the peer's tolerances."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What one comparison gave.
+
+    Attributes
+    ----------
+    timings : dict of str to measure.Timing
+        Of sherl and of each peer that was measured.
+    agreements : dict of str to tuple
+        For each peer what `agreement` returns.
+    unmeasured : dict of str to str
+        Why, for each peer that could not be measured.
+    share : float or None
+        Operations needed over those that matrix products would have done in the same time, where that was asked for.
+    """
+
+    timings: dict
+    agreements: dict
+    unmeasured: dict
+    share: float | None = None
+
+
+def agreement(actual, expected):
+    """Relative errors of the loss and of all gradients as one vector, and the worst parameter with its error."""
+    (loss, gradients), (expected_loss, expected_gradients) = actual, expected
+    if gradients.keys() != expected_gradients.keys():
+        unshared = sorted(gradients.keys() ^ expected_gradients.keys())
+        raise ValueError(f"parameters differ: {unshared} are on one side only")
+    differences = {name: np.linalg.norm(gradients[name] - value) for name, value in expected_gradients.items()}
+    norms = {name: np.linalg.norm(value) for name, value in expected_gradients.items()}
+    errors = {name: differences[name] / norms[name] for name in norms}
+    worst = max(errors, key=errors.get)
+    overall = np.linalg.norm(list(differences.values())) / np.linalg.norm(list(norms.values()))
+    return abs(loss - expected_loss) / abs(expected_loss), overall, worst, errors[worst]
+
+
+def require_agreement(name, peer, found):
+    """Raise where what `agreement` found is beyond a peer's tolerances."""
+    loss, gradient, worst, worst_error = found
+    # Comparisons are written so that a NaN fails.
+    if not (loss <= peer.loss_tolerance and gradient <= peer.gradient_tolerance
+            and worst_error <= peer.worst_tolerance):
+        raise Disagreement(
+            f"sherl and {name} disagree: loss {loss:.1e} (limit {peer.loss_tolerance:.0e}), gradients {gradient:.1e} "
+            f"(limit {peer.gradient_tolerance:.0e}), {worst} {worst_error:.1e} (limit {peer.worst_tolerance:.0e})")
+
+
+def compare(problem, peers, repeats, rate=False):
+    """Compare sherl with peers on one `Problem`.
+
+    Parameters
+    ----------
+    problem : Problem
+    peers : dict of str to sides.Peer
+        A peer that fails to start, for want of a package say, is left out and its reason kept.
+    repeats : int
+    rate : bool
+        Whether to time matrix products in turn with the sides, and relate sherl's step to them.
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    Disagreement
+    measure.SideError
+        Where sherl itself fails.
+    """
+    with contextlib.ExitStack() as stack:
+        sides = {SHERL: stack.enter_context(measure.Side(Sherl, problem))}
+        reference = sides[SHERL].call("loss_and_gradients")
+        agreements, unmeasured = {}, {}
+        for name, peer in peers.items():
+            try:
+                side = stack.enter_context(measure.Side(peer.build, problem, *peer.arguments))
+                gradients = side.call("loss_and_gradients")
+            except measure.SideError as error:
+                unmeasured[name] = str(error).strip().splitlines()[-1]
+                continue
+            agreements[name] = agreement(reference, gradients)
+            require_agreement(name, peer, agreements[name])
+            sides[name] = side
+        if not rate:
+            return Outcome(measure.paired(sides, repeats), agreements, unmeasured)
+        with single_threaded_blas():
+            products = stack.enter_context(measure.Side(Products, problem))
+        timings = measure.paired(sides | {"products": products}, repeats)
+        operations, step = products.call("operations"), flops.step(problem)
+        shares = [step / mine * theirs / operations
+                  for mine, theirs in zip(timings[SHERL].rounds, timings.pop("products").rounds)]
+        return Outcome(timings, agreements, unmeasured, statistics.median(shares))
+
+
+def memory(build, problem, arguments=(), steps=3):
+    """Bytes that the first steps of a side take at their peak above its inputs and weights."""
+    with measure.Side(build, problem, *arguments) as side:
+        return side.growth(steps)

@@ -1,0 +1,193 @@
+"""The sides of a step's comparison: the network of a `Problem` in sherl, PyTorch and JAX, and bare matrix products.
+
+A side is built in a process of its own, so its constructor imports what it needs. ``loss_and_gradients()`` gives a
+float and NumPy arrays by parameter name, ``step()`` takes one AdamW step.
+"""
+
+import concurrent.futures
+import dataclasses
+import os
+
+import numpy as np
+
+from benchmarks.problem import draw
+
+EPS = 1e-8
+LEARNING_RATE = 1e-4
+TILE_ROWS = 512  # rows of the products by which the machine's rate is told; those of a large tile of sherl
+PRODUCTS = 8  # products of each thread in one step of `Products`
+
+
+class Sherl:
+    """The network in sherl, through its public API."""
+
+    def __init__(self, problem):
+        import sherl
+
+        sherl.set_num_threads(problem.threads)
+        self.problem = problem
+        self.taps, self.labels, self.mask = problem.inputs()
+        self.network = sherl.SideNetwork(
+            early=sherl.MTSA(taps=problem.taps, features=problem.features, hidden=problem.hidden, down="layernorm",
+                             guidance="token", up_norm="layernorm", eps=EPS),
+            late=[sherl.TransformerLayer.from_bert(problem.layer_weights(), heads=problem.heads)],
+            head=sherl.Classifier(features=problem.features, classes=problem.classes, pool=problem.head),
+            seed=problem.seed)
+        shapes = {name: value.shape for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict({name: draw(name, shape, problem.seed) for name, shape in shapes.items()})
+        self.stepper = self.network.stepper(optimizer="adamw", learning_rate=LEARNING_RATE)
+
+    def loss_and_gradients(self):
+        loss, gradients = self.network.loss_and_gradients(self.taps, self.labels, mask=self.mask)
+        return float(loss), gradients
+
+    def step(self):
+        return self.stepper(self.taps, self.labels, mask=self.mask)
+
+    def planned_growth(self):
+        """Bytes that the memory plan names beyond the weights."""
+        plan = self.network.memory_plan(batch_size=self.problem.batch, tokens=self.problem.tokens)
+        return plan.gradients + plan.optimizer + plan.workspace
+
+
+class Torch:
+    """The network in PyTorch.
+
+    Parameters
+    ----------
+    problem : Problem
+    needed_rows : bool
+        Whether the late layer computes only the row that the head reads.
+    compiled : bool
+        Whether the network goes through torch.compile.
+    autocast : bool
+        Whether it runs under bfloat16 autocast.
+    """
+
+    def __init__(self, problem, needed_rows=False, compiled=False, autocast=False):
+        import torch
+
+        from benchmarks import peer_torch
+
+        torch.set_num_threads(problem.threads)
+        taps, labels, mask = problem.inputs()
+        self.taps, self.labels = [torch.from_numpy(tap) for tap in taps], torch.from_numpy(labels)
+        self.mask = None if mask is None else torch.from_numpy(mask)
+        weights = {name: torch.from_numpy(value) for name, value in problem.layer_weights().items()}
+        self.network = peer_torch.SideNetwork(
+            peer_torch.MTSA(problem.taps, problem.features, problem.hidden, up_norm="layernorm", eps=EPS),
+            [peer_torch.TransformerLayer(weights, problem.heads)],
+            peer_torch.Classifier(problem.features, problem.classes, pool=problem.head),
+            needed_rows=needed_rows, autocast=autocast)
+        self.network.load_trainable({name: draw(name, tuple(value.shape), problem.seed)
+                                     for name, value in self.network.trainable().items()})
+        if compiled:
+            self.network.compile()
+        self.stepper = self.network.stepper(LEARNING_RATE)
+
+    def loss_and_gradients(self):
+        loss, gradients = self.network.loss_and_gradients(self.taps, self.labels, self.mask)
+        return loss.item(), {name: value.numpy() for name, value in gradients.items()}
+
+    def step(self):
+        return self.stepper(self.taps, self.labels, self.mask)
+
+
+class Jax:
+    """The network in JAX, the whole step in one jit; with ``needed_rows`` as for `Torch`."""
+
+    def __init__(self, problem, needed_rows=False):
+        # JAX takes its number of threads from the processors that it may use.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:problem.threads])
+        from benchmarks import peer_jax
+
+        taps, labels, mask = problem.inputs()
+        settings = peer_jax.Settings(problem.heads, problem.head, needed_rows, EPS, LEARNING_RATE)
+        self.peer = peer_jax.SideNetwork(settings, taps, labels, mask, problem.layer_weights())
+        self.peer.load({name: draw(name, shape, problem.seed)
+                        for name, shape in peer_jax.parameter_shapes(problem).items()})
+
+    def loss_and_gradients(self):
+        return self.peer.loss_and_gradients()
+
+    def step(self):
+        return self.peer.step()
+
+
+class Products:
+    """Products of the size of a tile, one at a time on each thread, in NumPy: the rate that the machine gives.
+
+    The BLAS behind NumPy must be held to one thread before the process starts; `single_threaded_blas` does that.
+    """
+
+    def __init__(self, problem):
+        rng = np.random.default_rng(problem.seed)
+        self.jobs = [(rng.standard_normal((TILE_ROWS, problem.features), dtype=np.float32),
+                      rng.standard_normal((problem.features, problem.features), dtype=np.float32),
+                      np.empty((TILE_ROWS, problem.features), np.float32)) for _ in range(problem.threads)]
+        self.pool = concurrent.futures.ThreadPoolExecutor(problem.threads)
+
+    def step(self):
+        list(self.pool.map(_multiply, self.jobs))
+
+    def operations(self):
+        """Floating-point operations of a step."""
+        return sum(2 * PRODUCTS * a.size * b.shape[1] for a, b, _ in self.jobs)
+
+
+def _multiply(job):
+    for _ in range(PRODUCTS):
+        np.matmul(job[0], job[1], out=job[2])
+
+
+class single_threaded_blas:
+    """Context in which new processes hold NumPy's BLAS to one thread."""
+
+    NAMES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+    def __enter__(self):
+        self.before = {name: os.environ.get(name) for name in self.NAMES}
+        os.environ.update(dict.fromkeys(self.NAMES, "1"))
+
+    def __exit__(self, *_):
+        for name, value in self.before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """What sherl is compared with, and how far its loss and gradients may lie from sherl's (relative).
+
+    ``gradient_tolerance`` bounds all gradients as one vector, ``worst_tolerance`` those of any one parameter.
+    """
+
+    build: type
+    arguments: tuple = ()
+    loss_tolerance: float = 1e-4
+    gradient_tolerance: float = 1e-3
+    worst_tolerance: float = 1e-3
+
+
+def eager(problem):
+    """Peers in eager PyTorch by label."""
+    chosen = {"PyTorch": Peer(Torch)}
+    if problem.head == "first":
+        chosen["PyTorch, first row"] = Peer(Torch, (True,))
+    return chosen
+
+
+def everyone(problem):
+    """All peers by label; where the head reads the first row, those that are not plain PyTorch compute only that."""
+    needed = problem.head == "first"
+    suffix = ", first row" if needed else ""
+    # bfloat16 has eight bits: its gradients are close as a whole, while a small one may drown in rounding.
+    return eager(problem) | {
+        "PyTorch compiled" + suffix: Peer(Torch, (needed, True)),
+        "PyTorch bfloat16" + suffix: Peer(Torch, (needed, False, True), 0.05, 0.2, float("inf")),
+        "JAX jit" + suffix: Peer(Jax, (needed,)),
+    }
+
+
