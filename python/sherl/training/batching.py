@@ -1,15 +1,16 @@
-"""The batches of an epoch: samples shuffled by a seed, and put together with others of about their length."""
+"""The batches of an epoch: samples shuffled by a seed, and if asked, put together with others of about their length."""
 
 import numpy as np
 
 _POOL = 16  # batches whose samples are sorted by length among themselves
 
 
-def epoch_batches(lengths, batch_size, seed, epoch, bucket_by_length=True):
+def epoch_batches(lengths, batch_size, seed, epoch, bucket_by_length=False):
     """Cut the samples of an epoch into batches.
 
-    Shuffled samples are taken in pools of 16 batches; each pool is sorted by length and cut, and the batches of all
-    pools are shuffled. So a batch holds samples of about one length, and yet every epoch sees other batches.
+    With `bucket_by_length`, shuffled samples are taken in pools of 16 batches; each pool is sorted by length and cut, and
+    the batches of all pools are shuffled. So a batch holds samples of about one length, and yet every epoch sees other
+    batches.
 
     Parameters
     ----------
@@ -19,7 +20,7 @@ def epoch_batches(lengths, batch_size, seed, epoch, bucket_by_length=True):
     seed, epoch : int
         Of the shuffling: equal ones give equal batches.
     bucket_by_length : bool
-        Whether to sort at all.
+        Whether to sort.
 
     Returns
     -------
