@@ -31,5 +31,6 @@ static void layer_norm_reads(const sherl_op *op, const bool *trainable, sherl_ba
 
 const sherl_op_type sherl_layer_norm_type = {
     .name = "layer_norm", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = layer_norm_forward, .backward = layer_norm_backward, .backward_reads = layer_norm_reads,
+    .recomputes = true, .forward = layer_norm_forward, .backward = layer_norm_backward,
+    .backward_reads = layer_norm_reads,
 };

@@ -46,6 +46,8 @@ typedef struct sherl_op_type {
     /* Writes (accumulate[i] false) or adds to (true) the gradients of the inputs that have one, input by input in
      * order, and adds to those of the trainable parameters. NULL: the op has no gradient. */
     sherl_status (*backward)(const sherl_op *op, const sherl_tile *tile);
+    /* The output is cheaper to compute again for the backward part than to keep; forward may run twice. */
+    bool recomputes;
     /* NULL: backward reads no forward value. `trainable[p]`: parameter slot p gets a gradient. */
     void (*backward_reads)(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads);
     /* Bytes of scratch that forward or backward needs on a tile of these limits; NULL: none. */

@@ -6,7 +6,7 @@
 
 enum {
     DEFAULT_TILE_ROWS = 512,
-    DEFAULT_BLOCK_ROWS = 2048,
+    DEFAULT_BLOCK_ROWS = 1536,
     MOST_LANES = 8, /* gradient lanes: the most threads that can share a batch */
     FEW_LANES = 4,  /* of a network whose gradients are large */
     LANE_BYTES = 16 << 20 /* what gradient lanes may take before they become few */

@@ -38,7 +38,7 @@ typedef struct sherl_buffer {
 /* Which buffer holds what, by value; SHERL_NONE where nothing is held. */
 typedef struct sherl_residence {
     uint32_t *forward;  /* the value itself */
-    uint32_t *reload;   /* an input loaded again for the backward part */
+    uint32_t *reload;   /* the value loaded or computed again for the backward part */
     uint32_t *gradient;
     sherl_buffer *buffers;
     size_t buffer_count, buffer_capacity;

@@ -69,6 +69,10 @@ static sherl_status reside_forward(sherl_program *program, size_t s, last_reads 
     sherl_residence *residence = &program->residence;
     const sherl_op *op = &program->network.ops[program->steps[s].index];
     for (uint32_t k = 0; k < op->input_count; k++) touch(residence, residence->forward[op->inputs[k]], s);
+    if (s >= program->forward_steps) { /* once more, for the backward part */
+        if (op->saved != SHERL_NONE) touch(residence, residence->forward[op->saved], s);
+        return add_value_buffer(program, op->output, s, &residence->reload[op->output]);
+    }
     sherl_status status = SHERL_OK;
     if (op->saved != SHERL_NONE) status = add_value_buffer(program, op->saved, s, &residence->forward[op->saved]);
     if (status) return status;

@@ -30,7 +30,7 @@ static void *buffer_at(const run *run, const sherl_worker *worker, uint32_t buff
            (offsets[first_sample] - offsets[first_sample_of_block(run)]) * info->channels * info->element_size;
 }
 
-/* Is an input that was loaded again meant, rather than what the forward part loaded? */
+/* Is a value that came again for the backward part meant, rather than what the forward part had? */
 static uint32_t value_buffer(const sherl_program *program, size_t step, sherl_value value) {
     uint32_t reload = program->residence.reload[value];
     return step >= program->forward_steps && reload != SHERL_NONE ? reload : program->residence.forward[value];
@@ -132,6 +132,14 @@ static sherl_status seed_output(const run *run, const sherl_tile *tile, uint32_t
     return SHERL_OK;
 }
 
+static sherl_status forward(const run *run, const sherl_tile *tile, size_t worker, const sherl_op *op, size_t step) {
+    if (step >= run->program->forward_steps) /* once more: not where the first result was */
+        run->program->workers[worker].values[op->output] =
+            buffer_at(run, &run->program->workers[worker], value_buffer(run->program, step, op->output),
+                      tile->first_sample);
+    return op->type->forward(op, tile);
+}
+
 /* One step on one tile; `tile_number` is where its part of the loss goes. */
 static sherl_status run_step(const run *run, const sherl_tile *tile, size_t worker, size_t tile_number, size_t s) {
     sherl_program *program = run->program;
@@ -139,7 +147,7 @@ static sherl_status run_step(const run *run, const sherl_tile *tile, size_t work
     const sherl_step *step = &program->steps[s];
     switch (step->kind) {
     case SHERL_STEP_LOAD: return load(run, tile, worker, step->index, s);
-    case SHERL_STEP_FORWARD: return network->ops[step->index].type->forward(&network->ops[step->index], tile);
+    case SHERL_STEP_FORWARD: return forward(run, tile, worker, &network->ops[step->index], s);
     case SHERL_STEP_BACKWARD: return network->ops[step->index].type->backward(&network->ops[step->index], tile);
     case SHERL_STEP_STORE: {
         sherl_value value = network->outputs[step->index];

@@ -1,7 +1,8 @@
 /* The schedule: the steps that one tile goes through, forward and backward.
  *
  * An input is loaded right before its first reader. When backward needs it, it is loaded a second time then, so that it
- * does not occupy the arena in between: taps are read twice rather than kept. */
+ * does not occupy the arena in between: taps are read twice rather than kept. In the same way, an output that is cheap to
+ * compute from a value which backward needs anyway is computed again. */
 #include "program.h"
 
 static sherl_status add_step(sherl_program *program, sherl_step_kind kind, uint32_t index) {
@@ -72,7 +73,30 @@ void sherl_op_backward_reads(const sherl_program *program, const sherl_op *op, s
     if (op->type->backward_reads) op->type->backward_reads(op, trainable, reads);
 }
 
-static sherl_status schedule_backward(sherl_program *program, bool *loaded) {
+/* The op that computes a value cheaply out of one that stays for the op's own backward; SHERL_NONE otherwise. */
+static uint32_t cheap_producer(const sherl_program *program, sherl_value value) {
+    const sherl_network *network = &program->network;
+    for (size_t i = 0; i < network->op_count; i++) {
+        const sherl_op *op = &network->ops[i];
+        if (op->output != value || !op->type->recomputes) continue;
+        sherl_backward_reads reads;
+        sherl_op_backward_reads(program, op, &reads);
+        bool stays = op->input_count == 1 && reads.inputs[0] && network->values[op->inputs[0]].input == SHERL_NONE &&
+                     cheap_producer(program, op->inputs[0]) == SHERL_NONE;
+        return stays && network->values[value].has_gradient ? (uint32_t)i : SHERL_NONE;
+    }
+    return SHERL_NONE;
+}
+
+/* Makes a forward value available to the backward part, if it does not simply stay. */
+static sherl_status bring_back(sherl_program *program, bool *brought, sherl_value value) {
+    uint32_t producer = cheap_producer(program, value);
+    if (producer == SHERL_NONE || brought[value]) return load(program, brought, value);
+    brought[value] = true;
+    return add_step(program, SHERL_STEP_FORWARD, producer);
+}
+
+static sherl_status schedule_backward(sherl_program *program, bool *brought) {
     const sherl_network *network = &program->network;
     sherl_status status = schedule_seeds(program);
     for (size_t i = network->op_count; i-- > 0 && !status;) {
@@ -81,7 +105,7 @@ static sherl_status schedule_backward(sherl_program *program, bool *loaded) {
         sherl_backward_reads reads;
         sherl_op_backward_reads(program, op, &reads);
         for (uint32_t k = 0; k < op->input_count && !status; k++)
-            if (reads.inputs[k]) status = load(program, loaded, op->inputs[k]);
+            if (reads.inputs[k]) status = bring_back(program, brought, op->inputs[k]);
         if (!status) status = add_step(program, SHERL_STEP_BACKWARD, (uint32_t)i);
     }
     for (size_t v = 0; v < network->value_count && !status; v++)

@@ -2,7 +2,10 @@
  * threads. */
 #include "program.h"
 
-enum { LEAST_TILE_ROWS = 64 /* below this, products lose more than a further thread gains */ };
+enum {
+    LEAST_TILE_ROWS = 64, /* below this, products lose more than a further thread gains */
+    TILES = 8             /* of a block, at least, where it has the rows: for balance, and so that a tile stays in cache */
+};
 
 /* Rows of a sample in the largest row space. */
 static size_t sample_rows(const sherl_program *program, const size_t *const *offsets, size_t sample) {
@@ -26,7 +29,7 @@ static targets find_targets(const sherl_program *program, size_t samples, const 
     for (size_t sample = 0; sample < samples; sample++) total += sample_rows(program, offsets, sample);
     bool one_block = program->whole_batch || !program->staged;
     size_t block = one_block ? total : share(total, share(total, program->block_rows));
-    size_t tile = share(block, program->lane_limit);
+    size_t tile = share(block, TILES);
     if (tile < LEAST_TILE_ROWS) tile = LEAST_TILE_ROWS;
     return (targets){.block = block, .tile = tile < program->tile_rows ? tile : program->tile_rows};
 }
