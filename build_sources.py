@@ -17,7 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 
 # The kernels are compiled once for each of these; the core picks one at run time.
-X86_INSTRUCTION_SETS = {"avx512": ["-march=x86-64-v4"], "avx2": ["-march=x86-64-v3"], "baseline": []}
+X86_INSTRUCTION_SETS = {
+    "avx512bf16": ["-march=x86-64-v4", "-mavx512bf16"],
+    "avx512": ["-march=x86-64-v4"],
+    "avx2": ["-march=x86-64-v3"],
+    "baseline": [],
+}
 PORTABLE_INSTRUCTION_SETS = {"baseline": []}
 
 # -std=c11 would hide the POSIX threads and clocks that the core uses, hence _GNU_SOURCE.

@@ -18,8 +18,8 @@ def adapter(rows, taps, features, hidden):
     """The MTSA over some rows.
 
     The projections of the taps take a product forward and one backward (of the weights; taps take no gradient), the
-    projection back takes one and two. Guidance: cosines between the shallow features of a row, and their weighted sum, each
-    with the gradient of both operands.
+    projection back takes one and two. Guidance: cosines between the shallow features of a row, and their weighted sum,
+    each with the gradient of both operands.
     """
     down = 2 * taps * product(rows, features, hidden)
     up = 3 * product(rows, hidden, features)
@@ -40,8 +40,8 @@ def single_query_layer(lengths, features, heads):
     """The same layer where only the first row of each sample is read.
 
     With one query a sample, scores are (W_k^T q) . x_t and the context is W_v (sum_t p_t x_t), head by head: keys and
-    values of all rows are never made. What reads all rows is then, for each head, a product of x with one vector and a sum
-    of x with one weight a row: two forward, and backward two for the gradient of x, one for that of the weights
+    values of all rows are never made. What reads all rows is then, for each head, a product of x with one vector and a
+    sum of x with one weight a row: two forward, and backward two for the gradient of x, one for that of the weights
     and one for that of W_k^T q.
     """
     weights = sum(2 * product(len(lengths), inner, outer) for inner, outer in layer_maps(features))

@@ -271,7 +271,7 @@ def test_wrong_texts(backbone, texts, error, message):
         ({"taps": []}, "at least one"),
         ({"taps": [1, 1]}, "different state numbers"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"dtype": "int16"}, "dtype must be one of"),
         ({"max_length": 65}, "max_length must be 64 or less"),
         ({"max_length": 2}, "max_length must be more than the 2 special tokens"),
     ],
@@ -305,3 +305,14 @@ def test_missing_packages_are_named(folder, monkeypatch, package, extra):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=f"{extra} needs the {package} package: pip install 'sherl\\[text\\]'"):
         sherl.load_backbone(folder).extract(TEXTS)
+
+
+def test_int8_states_are_the_rounded_float32_ones(backbone):
+    texts = [[1, 5, 6, 2], [1, 9, 2], [1, 7, 2]]
+    wide = backbone.extract(texts, batch_size=2)
+    narrow = backbone.extract(texts, batch_size=2, dtype="int8")
+    expected = wide.astype("int8")
+    assert narrow.dtypes == ["int8"] * 3 and narrow.source == wide.source
+    for number in range(3):
+        np.testing.assert_array_equal(narrow.taps[number], expected.taps[number])
+        np.testing.assert_array_equal(narrow.scales[number], expected.scales[number])

@@ -52,7 +52,7 @@ def test_signatures_are_those_of_the_stub(core, name, stub):
 def test_configuration(core):
     assert core.REAL == {"_core": "float32", "_core_double": "float64"}[core.__name__.split(".")[1]]
     before = core.threads()
-    assert set(core.config()) == {"version", "blas", "instruction_set", "threads"}
+    assert set(core.config()) == {"version", "blas", "instruction_set", "bfloat16", "threads"}
     try:
         core.set_threads(1)
         assert core.threads() == core.config()["threads"] == 1

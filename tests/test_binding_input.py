@@ -70,7 +70,7 @@ def test_bad_batches(core, case):
 
 SOURCES = {
     "pair": (lambda tap: [tap, None], TypeError, "must be a tuple"),
-    "triple": (lambda tap: (tap, None, None), TypeError, "must be a tuple"),
+    "four": (lambda tap: (tap, None, None, None), TypeError, "must be a tuple"),
     "none": (lambda tap: None, TypeError, "must be a tuple"),
     "list": (lambda tap: (tap.tolist(), None), TypeError, "must be a NumPy array, not list"),
     "dimensions": (lambda tap: (tap[0], None), ValueError, "must have 2 dimensions, not 1"),

@@ -282,3 +282,32 @@ def test_settings_outside_their_range_are_refused(wrong):
     fit = LinearFit(_core)
     with pytest.raises(ValueError):
         _core.Trainer(fit.program, **wrong)
+
+
+@CORES
+def test_two_trainers_share_one_run(core):
+    both, apart = LinearFit(core), LinearFit(core)
+    batch = both.batch()
+    whole = core.Trainer(apart.program, learning_rate=0.1)
+    accumulate(whole, batch)
+    whole.update()
+    trainers = [core.Trainer(both.program, learning_rate=0.1, parameters=[name]) for name in both.names]
+    with pytest.raises(ValueError, match="no gradients yet"):
+        trainers[0].adopt()
+    both.program.gradient(SAMPLES, [None], [(rows, None) for rows in batch])
+    for trainer, name in zip(trainers, both.names):
+        trainer.adopt()
+        assert trainer.update() == pytest.approx(np.linalg.norm(both.program.parameter_gradient(name)), rel=1e-6)
+        assert trainer.nbytes < whole.nbytes
+    for name in both.names:
+        assert both.store.array(name).tobytes() == apart.store.array(name).tobytes()
+    assert trainers[0].moment(0, both.names[1]) is None
+
+
+def test_lanes_of_a_program_are_checked():
+    program = LinearFit(_core).program
+    program.lanes = 3
+    assert program.lanes == 3
+    assert not program.staged
+    with pytest.raises(ValueError, match="lanes"):
+        program.lanes = 0

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.core
 
 EXTREMES = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-38, -1e-38, 3e38, -3e38, 88.7, 88.8, -88.8, -104.0]
 ACTIVATIONS = ["relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"]
-INSTRUCTION_SETS = ["baseline", "avx2", "avx512"]  # a processor that lacks one runs its best instead
+INSTRUCTION_SETS = ["baseline", "avx2", "avx512", "avx512bf16"]  # a processor that lacks one runs its best instead
 EPSILON = float(np.finfo(np.float32).eps)
 
 

@@ -195,15 +195,47 @@ static bool check_rows_layout(const char *name, PyArrayObject *array, const row_
     return !expected;
 }
 
+/* The scales of an int8 array, one float32 a row; NULL with an exception set. */
+static const float *read_scales(const char *name, PyObject *object, PyArrayObject *integers) {
+    char scales_name[64];
+    PyOS_snprintf(scales_name, sizeof scales_name, "%s scales", name);
+    PyArrayObject *array = as_array(scales_name, object);
+    if (!array || !check_dimensions(scales_name, array, 1)) return NULL;
+    if (!has_dtype(array, 'f', sizeof(float))) {
+        refuse_dtype(scales_name, array, "float32");
+        return NULL;
+    }
+    if (!check_layout(scales_name, array)) return NULL;
+    const char *expected = NULL;
+    if (!PyArray_IS_C_CONTIGUOUS(array)) expected = "be contiguous";
+    if (PyArray_DIM(array, 0) != PyArray_DIM(integers, 0)) expected = "have an element for each row of the array";
+    if (expected) PyErr_Format(PyExc_ValueError, "%s must %s, which the array does not", scales_name, expected);
+    return expected ? NULL : PyArray_DATA(array);
+}
+
+/* Element type, and of int8 the scales. */
+static bool find_type(const char *name, PyObject *tuple, PyArrayObject *array, const row_request *request,
+                      row_view *view) {
+    view->scales = NULL;
+    if (PyTuple_GET_SIZE(tuple) == 2) return find_element(name, array, request, &view->element);
+    view->element = SHERL_INT8;
+    if (!has_dtype(array, 'i', 1)) return refuse_dtype(name, array, "int8, since it comes with scales");
+    view->scales = read_scales(name, PyTuple_GET_ITEM(tuple, 2), array);
+    return view->scales;
+}
+
 bool array_rows(const char *name, PyObject *pair, const row_request *request, PyObject *held, row_view *view) {
-    if (!PyTuple_Check(pair) || PyTuple_GET_SIZE(pair) != 2) {
-        PyErr_Format(PyExc_TypeError, "%s must be a tuple (array, rows or None), not %R", name, pair);
+    Py_ssize_t items = PyTuple_Check(pair) ? PyTuple_GET_SIZE(pair) : 0;
+    bool may_have_scales = !request->integers && !request->writeable;
+    if (items != 2 && !(items == 3 && may_have_scales)) {
+        PyErr_Format(PyExc_TypeError, "%s must be a tuple (array, rows or None%s), not %R", name,
+                     may_have_scales ? "), or (int8 array, rows or None, scales" : "", pair);
         return false;
     }
     PyArrayObject *array = as_array(name, PyTuple_GET_ITEM(pair, 0));
     PyObject *rows = PyTuple_GET_ITEM(pair, 1);
     if (!array || !check_dimensions(name, array, 2)) return false;
-    if (!find_element(name, array, request, &view->element) || !check_rows_layout(name, array, request)) return false;
+    if (!find_type(name, pair, array, request, view) || !check_rows_layout(name, array, request)) return false;
     size_t available = (size_t)PyArray_DIM(array, 0);
     view->data = PyArray_DATA(array);
     view->row_stride = (size_t)PyArray_STRIDE(array, 0);

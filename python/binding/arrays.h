@@ -29,9 +29,10 @@ typedef struct row_view {
     sherl_element element;
     size_t row_stride;
     const int64_t *rows;
+    const float *scales; /* of int8 */
 } row_view;
 
-/* Reads a pair (array, rows or None). A copy of the rows goes to the list `held`; the pair itself holds the array. */
+/* Reads a tuple (array, rows or None), or of a source (int8 array, rows or None, scales). A copy of the rows goes to the list `held`; the pair itself holds the array. */
 bool array_rows(const char *name, PyObject *pair, const row_request *request, PyObject *held, row_view *view);
 
 /* A checked private copy, put on the list `held`, of the row offsets of one row space; NULL with an exception set. */

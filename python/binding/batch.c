@@ -72,7 +72,7 @@ static sherl_source *bind_sources(bound_batch *batch, const char *name, PyObject
     for (size_t i = 0; *sources && i < declared->count; i++) {
         row_view view;
         if (!bind_rows(batch, name, items, i, &declared->items[i], false, &view)) return NULL;
-        (*sources)[i] = (sherl_source){view.data, view.element, view.row_stride, view.rows};
+        (*sources)[i] = (sherl_source){view.data, view.element, view.row_stride, view.rows, view.scales};
     }
     return *sources;
 }

@@ -199,11 +199,14 @@ static PyObject *graph_linear(GraphObject *self, PyObject *args, PyObject *keywo
     sherl_value x;
     sherl_parameter weight, bias = SHERL_NONE;
     int activation = SHERL_IDENTITY;
+    bool bfloat16 = false;
     argument arguments[] = {handle_argument("x", &x), handle_argument("weight", &weight),
                             or_none(handle_argument("bias", &bias)),
-                            optional(choice_argument("activation", activation_names, &activation))};
+                            optional(choice_argument("activation", activation_names, &activation)),
+                            optional(flag_argument("bfloat16", &bfloat16))};
     if (!parse_arguments("linear", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
-    return graph_result(self, sherl_linear(self->graph, x, weight, bias, (sherl_activation)activation));
+    return graph_result(self, (bfloat16 ? sherl_bfloat16_linear : sherl_linear)(self->graph, x, weight, bias,
+                                                                                (sherl_activation)activation));
 }
 
 static PyObject *graph_activate(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -350,6 +353,29 @@ static PyObject *graph_squared_error(GraphObject *self, PyObject *args, PyObject
 
 /* ---- Life -------------------------------------------------------------------------------------------------------- */
 
+static PyObject *graph_get_stream(GraphObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromUnsignedLong(sherl_graph_stream(self->graph));
+}
+
+static int graph_set_stream(GraphObject *self, PyObject *number, void *Py_UNUSED(closure)) {
+    uint64_t stream;
+    if (!number) {
+        PyErr_SetString(PyExc_TypeError, "stream cannot be deleted");
+        return -1;
+    }
+    if (!parse_integer("stream", number, 0, UINT32_MAX, &stream)) return -1;
+    sherl_graph_set_stream(self->graph, (uint32_t)stream);
+    return 0;
+}
+
+static PyObject *graph_set_staged(GraphObject *self, PyObject *args, PyObject *keywords) {
+    bool staged;
+    argument arguments[] = {flag_argument("staged", &staged)};
+    if (!parse_arguments("set_staged", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    sherl_graph_set_staged(self->graph, staged);
+    Py_RETURN_NONE;
+}
+
 static PyObject *graph_compile(GraphObject *self, PyObject *args, PyObject *keywords) {
     bool gradient;
     argument arguments[] = {flag_argument("gradient", &gradient)};
@@ -419,7 +445,8 @@ static PyMethodDef graph_methods[] = {
     METHOD("output", graph_output, "output($self, value)\n--\n\nMake a value an output, bound by order."),
     METHOD("loss", graph_loss, "loss($self, value)\n--\n\nMake the sum over a value's rows the loss."),
     METHOD("linear", graph_linear,
-           "linear($self, x, weight, bias=None, activation='identity')\n--\n\nactivation(x W^T + b)"),
+           "linear($self, x, weight, bias=None, activation='identity', bfloat16=False)\n--\n\n"
+           "activation(x W^T + b); with bfloat16 the weight must be frozen."),
     METHOD("activate", graph_activate, "activate($self, x, activation)\n--\n\nactivation(x)"),
     METHOD("layer_norm", graph_layer_norm,
            "layer_norm($self, x, weight, bias, eps)\n--\n\nNormalize each row over its channels."),
@@ -455,14 +482,22 @@ static PyMethodDef graph_methods[] = {
            "The MTSA block over taps of one row space, the guide last."),
     METHOD("transformer_layer", graph_transformer_layer,
            "transformer_layer($self, prefix, x, weights, *, heads, intermediate, activation='gelu', eps=1e-12, "
-           "dropout=0.0, attention_dropout=0.0)\n--\n\n"
+           "dropout=0.0, attention_dropout=0.0, bfloat16=False)\n--\n\n"
            "A post-norm encoder layer: frozen with the given weights, or trainable when they are None."),
     METHOD("head", graph_head,
            "head($self, prefix, x, *, outputs, pooling='first', pooler=False, dropout=0.0)\n--\n\n"
            "Pool each sample's rows and map them to the outputs."),
+    METHOD("set_staged", graph_set_staged,
+           "set_staged($self, staged)\n--\n\nWhether ops with one row a sample run once for a block of tiles."),
     METHOD("compile", graph_compile,
            "compile($self, gradient)\n--\n\nThe program, with a backward part or without."),
     {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef graph_attributes[] = {
+    {"stream", (getter)graph_get_stream, (setter)graph_set_stream,
+     "The stream of random numbers that the next op with dropout takes.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot graph_slots[] = {
@@ -471,6 +506,7 @@ static PyType_Slot graph_slots[] = {
     {Py_tp_traverse, graph_traverse},
     {Py_tp_dealloc, graph_dealloc},
     {Py_tp_methods, graph_methods},
+    {Py_tp_getset, graph_attributes},
     {0, NULL},
 };
 

@@ -174,7 +174,8 @@ PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *k
                             optional(choice_argument("activation", activation_names, &activation)),
                             optional(real_argument("eps", &settings.eps)),
                             optional(real_argument("dropout", &settings.dropout)),
-                            optional(real_argument("attention_dropout", &settings.attention_dropout))};
+                            optional(real_argument("attention_dropout", &settings.attention_dropout)),
+                            optional(flag_argument("bfloat16", &settings.bfloat16))};
     if (!parse_arguments("transformer_layer", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
     settings.activation = (sherl_activation)activation;
     settings.frozen = mapping != Py_None;

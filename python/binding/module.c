@@ -117,8 +117,9 @@ static PyObject *module_config(PyObject *module, PyObject *Py_UNUSED(ignored)) {
     char blas[256];
     sherl_blas_description(blas, sizeof blas);
     const char *instruction_set = sherl_context_instruction_set(state->context);
-    return Py_BuildValue("{s:s,s:s,s:s,s:n}", "version", sherl_version(), "blas", blas, "instruction_set",
-                         instruction_set, "threads", (Py_ssize_t)count_threads(state));
+    PyObject *bfloat16 = sherl_context_has_bfloat16(state->context) ? Py_True : Py_False;
+    return Py_BuildValue("{s:s,s:s,s:s,s:O,s:n}", "version", sherl_version(), "blas", blas, "instruction_set",
+                         instruction_set, "bfloat16", bfloat16, "threads", (Py_ssize_t)count_threads(state));
 }
 
 static PyObject *module_threads(PyObject *module, PyObject *Py_UNUSED(ignored)) {

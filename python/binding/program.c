@@ -93,8 +93,9 @@ static PyObject *memory_dictionary(const sherl_memory_report *report) {
     } entries[] = {
         {"frozen_weights", report->frozen_weights}, {"parameters", report->parameters},
         {"gradients", report->gradients},           {"arenas", report->arenas},
-        {"tile_rows", report->tile_rows},           {"tiles", report->tiles},
-        {"lanes", report->lanes},                   {"workers", report->workers},
+        {"staging", report->staging},               {"tile_rows", report->tile_rows},
+        {"tiles", report->tiles},                   {"lanes", report->lanes},
+        {"workers", report->workers},
     };
     PyObject *dictionary = PyDict_New();
     for (size_t i = 0; dictionary && i < LENGTH(entries); i++) {
@@ -123,6 +124,50 @@ static PyObject *program_memory(ProgramObject *self, PyObject *args, PyObject *k
     return status ? raise_status(status, "memory") : memory_dictionary(&report);
 }
 
+static PyObject *program_least_memory(ProgramObject *self, PyObject *args, PyObject *keywords) {
+    batch_arguments given = {0};
+    argument arguments[] = {count_argument("samples", 1, &given.samples), object_argument("offsets", &given.offsets)};
+    if (!parse_arguments("least_memory", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    bound_batch batch;
+    size_t bytes = 0;
+    sherl_status status = SHERL_OK;
+    bool bound = batch_bind_offsets(&batch, &self->declared, &given);
+    if (bound) {
+        core_lock(self->parameters->state);
+        status = sherl_program_least_memory(self->program, given.samples, batch.core.offsets, &bytes);
+        core_unlock(self->parameters->state);
+    }
+    batch_release(&batch);
+    if (!bound) return NULL;
+    return status ? raise_status(status, "least_memory") : PyLong_FromSize_t(bytes);
+}
+
+static PyObject *program_set_memory_budget(ProgramObject *self, PyObject *args, PyObject *keywords) {
+    size_t bytes;
+    argument arguments[] = {count_argument("bytes", 0, &bytes)};
+    if (!parse_arguments("set_memory_budget", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    core_lock(self->parameters->state);
+    sherl_status status = sherl_program_set_memory_budget(self->program, bytes);
+    core_unlock(self->parameters->state);
+    if (status) return raise_status(status, "set_memory_budget");
+    Py_RETURN_NONE;
+}
+
+static PyObject *program_release_workspace(ProgramObject *self, PyObject *Py_UNUSED(ignored)) {
+    core_lock(self->parameters->state);
+    sherl_program_release_workspace(self->program);
+    self->has_gradients = false;
+    core_unlock(self->parameters->state);
+    Py_RETURN_NONE;
+}
+
+static PyObject *program_nbytes(ProgramObject *self, void *Py_UNUSED(closure)) {
+    core_lock(self->parameters->state);
+    size_t bytes = sherl_program_bytes(self->program);
+    core_unlock(self->parameters->state);
+    return PyLong_FromSize_t(bytes);
+}
+
 static PyObject *set_rows(ProgramObject *self, PyObject *args, PyObject *keywords, const char *method,
                           sherl_status (*set)(sherl_program *program, size_t rows)) {
     size_t rows;
@@ -141,6 +186,27 @@ static PyObject *program_set_tile_rows(ProgramObject *self, PyObject *args, PyOb
 
 static PyObject *program_set_block_rows(ProgramObject *self, PyObject *args, PyObject *keywords) {
     return set_rows(self, args, keywords, "set_block_rows", sherl_program_set_block_rows);
+}
+
+static PyObject *program_get_lanes(ProgramObject *self, void *Py_UNUSED(closure)) {
+    return PyLong_FromSize_t(sherl_program_lanes(self->program));
+}
+
+static int program_set_lanes(ProgramObject *self, PyObject *number, void *Py_UNUSED(closure)) {
+    uint64_t lanes;
+    if (!number) {
+        PyErr_SetString(PyExc_TypeError, "lanes cannot be deleted");
+        return -1;
+    }
+    if (!parse_integer("lanes", number, 1, 64, &lanes)) return -1;
+    core_lock(self->parameters->state);
+    sherl_program_set_lanes(self->program, (size_t)lanes);
+    core_unlock(self->parameters->state);
+    return 0;
+}
+
+static PyObject *program_get_staged(ProgramObject *self, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(sherl_program_is_staged(self->program));
 }
 
 static PyObject *program_describe(ProgramObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -204,9 +270,22 @@ static PyMethodDef program_methods[] = {
            "set_tile_rows($self, rows)\n--\n\nMost rows that a tile aims at."),
     METHOD("set_block_rows", program_set_block_rows,
            "set_block_rows($self, rows)\n--\n\nMost rows of a block, where ops run once for several tiles."),
+    METHOD("least_memory", program_least_memory,
+           "least_memory($self, samples, offsets)\n--\n\nThe least budget with which such a batch runs, in bytes."),
+    METHOD("set_memory_budget", program_set_memory_budget,
+           "set_memory_budget($self, bytes)\n--\n\nBound arenas and gradients of the runs that follow; 0: no bound."),
+    {"release_workspace", (PyCFunction)program_release_workspace, METH_NOARGS,
+     "release_workspace($self)\n--\n\nFree arenas and gradients; the next run makes its own."},
     {"describe", (PyCFunction)program_describe, METH_NOARGS,
      "describe($self)\n--\n\nA listing of the compiled ops, for people."},
     {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef program_properties[] = {
+    {"lanes", (getter)program_get_lanes, (setter)program_set_lanes, "Most gradient lanes of a batch.", NULL},
+    {"staged", (getter)program_get_staged, NULL, "Whether some ops run once for a block of tiles.", NULL},
+    {"nbytes", (getter)program_nbytes, NULL, "Bytes of the arenas and gradients held between runs.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot program_slots[] = {
@@ -214,6 +293,7 @@ static PyType_Slot program_slots[] = {
     {Py_tp_traverse, program_traverse},
     {Py_tp_dealloc, program_dealloc},
     {Py_tp_methods, program_methods},
+    {Py_tp_getset, program_properties},
     {0, NULL},
 };
 

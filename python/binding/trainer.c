@@ -51,6 +51,15 @@ static PyObject *trainer_discard(TrainerObject *self, PyObject *Py_UNUSED(ignore
     Py_RETURN_NONE;
 }
 
+static PyObject *trainer_adopt(TrainerObject *self, PyObject *Py_UNUSED(ignored)) {
+    if (!self->program->has_gradients)
+        return PyErr_Format(PyExc_ValueError, "adopt: the program has no gradients yet: a backward part must run first");
+    core_lock(state_of(self));
+    sherl_trainer_adopt(self->trainer);
+    core_unlock(state_of(self));
+    Py_RETURN_NONE;
+}
+
 /* ---- Looking at a trainer ---------------------------------------------------------------------------------------- */
 
 static PyObject *trainer_learning_rate(TrainerObject *self, PyObject *args, PyObject *keywords) {
@@ -106,15 +115,15 @@ static PyObject *trainer_get_nbytes(TrainerObject *self, void *Py_UNUSED(closure
 /* ---- Life -------------------------------------------------------------------------------------------------------- */
 
 /* One flag a parameter of the store, set for the names of the sequence; release it with PyMem_Free. */
-static bool *parse_no_decay(const ParametersObject *parameters, PyObject *sequence) {
-    PyObject *names = parse_sequence("no_decay", sequence, ANY_LENGTH, "parameter");
+static bool *parse_names(const char *argument_name, const ParametersObject *parameters, PyObject *sequence) {
+    PyObject *names = parse_sequence(argument_name, sequence, ANY_LENGTH, "parameter");
     if (!names) return NULL;
     bool *flags = PyMem_Calloc(sherl_parameters_count(parameters->parameters), sizeof *flags);
     bool good = flags != NULL;
     if (!good) PyErr_NoMemory();
     for (Py_ssize_t i = 0; good && i < PyTuple_GET_SIZE(names); i++) {
         char item[40];
-        PyOS_snprintf(item, sizeof item, "no_decay[%zd]", i);
+        PyOS_snprintf(item, sizeof item, "%s[%zd]", argument_name, i);
         const char *name;
         sherl_parameter parameter = SHERL_NONE;
         if (parse_string(item, PyTuple_GET_ITEM(names, i), &name)) parameter = parameters_find(parameters, name);
@@ -172,17 +181,20 @@ static bool check_program(const module_state *state, PyObject *object) {
 }
 
 static PyObject *make_trainer(PyTypeObject *type, ProgramObject *program, const sherl_training_settings *settings,
-                              PyObject *no_decay) {
-    bool *flags = no_decay ? parse_no_decay(program->parameters, no_decay) : NULL;
-    if (no_decay && !flags) return NULL;
-    TrainerObject *self = (TrainerObject *)type->tp_alloc(type, 0);
+                              PyObject *parameters, PyObject *no_decay) {
+    bool *trained = parameters ? parse_names("parameters", program->parameters, parameters) : NULL;
+    if (parameters && !trained) return NULL;
+    bool *flags = no_decay ? parse_names("no_decay", program->parameters, no_decay) : NULL;
+    bool good = flags || !no_decay;
+    TrainerObject *self = good ? (TrainerObject *)type->tp_alloc(type, 0) : NULL;
     sherl_status status = SHERL_OK;
     if (self) {
         Py_INCREF(program);
         self->program = program;
         self->settings = *settings;
-        status = sherl_trainer_create(program->program, settings, flags, &self->trainer);
+        status = sherl_trainer_create(program->program, settings, trained, flags, &self->trainer);
     }
+    PyMem_Free(trained);
     PyMem_Free(flags);
     if (!status) return (PyObject *)self;
     Py_DECREF(self);
@@ -190,7 +202,7 @@ static PyObject *make_trainer(PyTypeObject *type, ProgramObject *program, const 
 }
 
 static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *keywords) {
-    PyObject *program, *no_decay = NULL;
+    PyObject *program, *parameters = NULL, *no_decay = NULL;
     int optimizer = SHERL_ADAMW, schedule = SHERL_SCHEDULE_CONSTANT;
     sherl_training_settings settings = {
         .learning_rate = 1e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .step_factor = 0.1};
@@ -208,12 +220,14 @@ static PyObject *trainer_new(PyTypeObject *type, PyObject *args, PyObject *keywo
                             optional(counter_argument("total_steps", &settings.total_steps)),
                             optional(counter_argument("step_every", &settings.step_every)),
                             optional(real_argument("step_factor", &settings.step_factor)),
+                            optional(object_argument("parameters", &parameters)),
                             optional(object_argument("no_decay", &no_decay))};
     if (!parse_arguments("Trainer", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    if (parameters == Py_None) parameters = NULL;
     settings.optimizer = (sherl_optimizer)optimizer;
     settings.schedule = (sherl_schedule)schedule;
     if (!check_program(PyType_GetModuleState(type), program) || !check_settings(&settings)) return NULL;
-    return make_trainer(type, (ProgramObject *)program, &settings, no_decay);
+    return make_trainer(type, (ProgramObject *)program, &settings, parameters, no_decay);
 }
 
 static int trainer_traverse(TrainerObject *self, visitproc visit, void *arg) {
@@ -238,6 +252,8 @@ static PyMethodDef trainer_methods[] = {
     {"update", (PyCFunction)trainer_update, METH_NOARGS,
      "update($self)\n--\n\nApply the waiting gradients as one step; return their norm before clipping."},
     {"discard", (PyCFunction)trainer_discard, METH_NOARGS, "discard($self)\n--\n\nForget the waiting gradients."},
+    {"adopt", (PyCFunction)trainer_adopt, METH_NOARGS,
+     "adopt($self)\n--\n\nTake the gradients of the program's last run as those that wait."},
     METHOD("learning_rate", trainer_learning_rate,
            "learning_rate($self, step)\n--\n\nThe learning rate of a step; the first is 0."),
     METHOD("moment", trainer_moment,
@@ -255,7 +271,7 @@ static PyType_Slot trainer_slots[] = {
     {Py_tp_doc,
      "Trainer(program, *, optimizer='adamw', learning_rate=0.001, weight_decay=0.0, momentum=0.0, beta1=0.9, "
      "beta2=0.999, eps=1e-08, clip_norm=0.0, schedule='constant', warmup_steps=0, total_steps=0, step_every=0, "
-     "step_factor=0.1, no_decay=())\n--\n\nOptimizer state over a program's trainable parameters."},
+     "step_factor=0.1, parameters=None, no_decay=())\n--\n\nOptimizer state over a program's trainable parameters."},
     {Py_tp_new, trainer_new},
     {Py_tp_traverse, trainer_traverse},
     {Py_tp_dealloc, trainer_dealloc},

@@ -7,6 +7,7 @@ from .configuration import get_num_threads, set_num_threads, show_config
 from .features import Features
 from .network import SideNetwork
 from .training import Callback, History, StopTraining
+from .training.sweep import SweepResult, grid, sweep
 
 __version__ = _core.config()["version"]
 
@@ -19,9 +20,12 @@ __all__ = [
     "Regressor",
     "SideNetwork",
     "StopTraining",
+    "SweepResult",
     "TransformerLayer",
     "get_num_threads",
+    "grid",
     "load_backbone",
     "set_num_threads",
     "show_config",
+    "sweep",
 ]

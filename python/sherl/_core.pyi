@@ -19,12 +19,13 @@ Pooling: TypeAlias = Literal["first", "mean", "max"]
 # Rows in memory: a two-dimensional array (rows, channels) whose channels are contiguous, and which of its rows the
 # batch takes, in order (int64), or None for all. Reals: float32, float64, float16, or uint16 holding bfloat16.
 # Integers: int32 or int64. The arrays are read (or, for sinks, written) in place and held while the core works.
-Source: TypeAlias = tuple[Array, Array | None]
+# rows of an array; of inputs and cotangents also of an int8 array with one float32 scale a row
+Source: TypeAlias = tuple[Array, Array | None] | tuple[Array, Array | None, Array]
 
 SAMPLES: int  # the row space with one row a sample
 REAL: str  # "float32" or "float64": the dtype of everything owned by the core
 
-def config() -> dict[str, str | int]: ...  # version, blas, instruction_set, threads
+def config() -> dict[str, str | int]: ...  # version, blas, instruction_set, bfloat16, threads
 def threads() -> int: ...
 def set_threads(threads: int) -> None: ...  # 0: as many as there are processors
 
@@ -58,8 +59,11 @@ class Graph:
                   initializer: Initializer = "zeros", data: Array | None = None) -> int: ...
     def output(self, value: int) -> None: ...
     def loss(self, value: int) -> None: ...
+    stream: int  # of random numbers, that the next op with dropout takes; may be set, for networks that share a graph
 
-    def linear(self, x: int, weight: int, bias: int | None = None, activation: Activation = "identity") -> int: ...
+    # bfloat16: the weight must be frozen, and config() have "bfloat16"
+    def linear(self, x: int, weight: int, bias: int | None = None, activation: Activation = "identity",
+               bfloat16: bool = False) -> int: ...
     def activate(self, x: int, activation: Activation) -> int: ...
     def layer_norm(self, x: int, weight: int, bias: int, eps: float) -> int: ...
     def batch_norm(self, x: int, weight: int, bias: int, running_mean: int, running_variance: int, eps: float,
@@ -89,11 +93,12 @@ class Graph:
     # whose parameters are named prefix + "query.weight" … by the same roles with a dot before weight/bias.
     def transformer_layer(self, prefix: str, x: int, weights: Mapping[str, Array] | None, *, heads: int,
                           intermediate: int, activation: Activation = "gelu", eps: float = 1e-12,
-                          dropout: float = 0.0, attention_dropout: float = 0.0) -> int: ...
+                          dropout: float = 0.0, attention_dropout: float = 0.0, bfloat16: bool = False) -> int: ...
     # parameters: prefix + "weight", "bias", and with pooler "pooler.weight", "pooler.bias"
     def head(self, prefix: str, x: int, *, outputs: int, pooling: Pooling = "first", pooler: bool = False,
              dropout: float = 0.0) -> int: ...
 
+    def set_staged(self, staged: bool) -> None: ...  # ops with one row a sample run once a block; by default by size
     def compile(self, gradient: bool) -> Program: ...
 
 class Program:
@@ -111,8 +116,14 @@ class Program:
                  step: int = 0) -> float | None: ...
     def parameter_gradient(self, name: str) -> Array: ...  # a copy; after gradient or accumulate
     def memory(self, samples: int, offsets: Sequence[Array | None]) -> dict[str, int]: ...
+    nbytes: int  # read-only: arenas and gradients held between runs
+    def least_memory(self, samples: int, offsets: Sequence[Array | None]) -> int: ...
+    def set_memory_budget(self, bytes: int) -> None: ...  # of arenas and gradients; 0: none
+    def release_workspace(self) -> None: ...  # gradients are forgotten
     def set_tile_rows(self, rows: int) -> None: ...
     def set_block_rows(self, rows: int) -> None: ...
+    lanes: int  # most gradient lanes; may be set
+    staged: bool  # whether some ops run once for a block of tiles; read-only
     def describe(self) -> str: ...
 
 class Trainer:
@@ -123,6 +134,7 @@ class Trainer:
                  beta2: float = 0.999, eps: float = 1e-8, clip_norm: float = 0.0,
                  schedule: Literal["constant", "linear", "cosine", "step"] = "constant", warmup_steps: int = 0,
                  total_steps: int = 0, step_every: int = 0, step_factor: float = 0.1,
+                 parameters: Sequence[str] | None = None,  # None: all trainable ones
                  no_decay: Sequence[str] = ()) -> None: ...
     steps: int  # whole steps taken; may be set
     nbytes: int  # read-only
@@ -130,5 +142,6 @@ class Trainer:
                    step: int = 0) -> float: ...  # the batch's loss
     def update(self) -> float: ...  # the global gradient norm before clipping
     def discard(self) -> None: ...
+    def adopt(self) -> None: ...  # the gradients of the program's last run are those that wait
     def learning_rate(self, step: int) -> float: ...
     def moment(self, number: int, name: str) -> Array | None: ...  # a view that keeps the trainer alive

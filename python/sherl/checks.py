@@ -2,13 +2,19 @@
 
 import math
 import os
+import re
 import tempfile
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 SEEDS = 2**64
+
+_UNITS = {"b": 1}
+_UNITS.update({f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)})
+_UNITS.update({f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)})
 
 
 def whole_number(value, name, least=0, most=None):
@@ -60,6 +66,21 @@ def flag(value, name):
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return bool(value)
+
+
+def byte_count(value, name):
+    """Return a number of bytes, given as one or as text like "256 MiB" or "1.5 GB", as an int; None stays."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise TypeError(f"{name} must be a number of bytes or text like '256 MiB', got {value!r}")
+        return whole_number(value, name, 1)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b)\s*", value, re.ASCII | re.IGNORECASE)
+    unit = match[2].lower() if match else ""
+    if unit not in _UNITS:
+        raise ValueError(f"{name} must be like '256 MiB' or '1.5 GB' (units B, KB to TB, KiB to TiB), got {value!r}")
+    return whole_number(int(Fraction(match[1]) * _UNITS[unit]), name, 1)
 
 
 def count_of(number, noun):

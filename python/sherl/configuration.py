@@ -7,10 +7,11 @@ __all__ = ["get_num_threads", "set_num_threads", "show_config"]
 
 
 def show_config():
-    """Print versions (sherl, BLAS, NumPy), the instruction set of the kernels, and the number of threads."""
+    """Print versions (sherl, BLAS, NumPy), the instruction set, whether it has bfloat16, and the number of threads."""
     import numpy as np
 
     facts = {**_core.config(), "numpy": np.__version__}
+    facts["bfloat16"] = "available" if facts["bfloat16"] else "not available on this processor"
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {value}")

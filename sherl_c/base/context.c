@@ -61,4 +61,6 @@ sherl_status sherl_context_set_threads(sherl_context *context, size_t threads) {
 
 size_t sherl_context_threads(const sherl_context *context) { return sherl_pool_workers(context->pool); }
 
+bool sherl_context_has_bfloat16(const sherl_context *context) { return context->kernels->bfloat16_product != NULL; }
+
 const char *sherl_context_instruction_set(const sherl_context *context) { return context->kernels->instruction_set; }

@@ -63,6 +63,8 @@ void sherl_context_destroy(sherl_context *context);
 sherl_status sherl_context_set_threads(sherl_context *context, size_t threads);
 size_t sherl_context_threads(const sherl_context *context);
 const char *sherl_context_instruction_set(const sherl_context *context);
+/* Whether the kernels can multiply in bfloat16: AVX512-BF16, float32 core. */
+bool sherl_context_has_bfloat16(const sherl_context *context);
 /* Writes version, kernel and threading of the BLAS library, cut to `size` bytes with the closing zero. */
 void sherl_blas_description(char *buffer, size_t size);
 /* Sets one thread inside each product, and tells how many threads may call the library at once: 1 for builds that are
@@ -157,9 +159,20 @@ sherl_parameter sherl_graph_parameter(sherl_graph *graph, const char *name, size
 void sherl_graph_output(sherl_graph *graph, sherl_value value); /* bound at run time by order */
 void sherl_graph_loss(sherl_graph *graph, sherl_value value);   /* the loss is the sum over this value's rows */
 
+/* The stream of random numbers that the next op with dropout takes; each takes the next ones. Networks that share a
+ * graph draw the same numbers as in graphs of their own when each of them starts at 0. */
+uint32_t sherl_graph_stream(const sherl_graph *graph);
+/* Whether ops with one row a sample run once for a whole block of tiles; by default the sizes of the weights decide. */
+void sherl_graph_set_staged(sherl_graph *graph, bool staged);
+void sherl_graph_set_stream(sherl_graph *graph, uint32_t stream);
+
 /* y = activation(x W^T + b); x: (rows, in), W: (out, in), b: (1, out) or SHERL_NONE. */
 sherl_value sherl_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
                          sherl_activation activation);
+/* The same with a frozen W, where sherl_context_has_bfloat16: the factors of x W^T, and of the gradient of x, are rounded
+ * to bfloat16 and their products summed in float32. The store keeps W packed in bfloat16 beside the caller's. */
+sherl_value sherl_bfloat16_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                                  sherl_activation activation);
 /* y = activation(x) */
 sherl_value sherl_activate(sherl_graph *graph, sherl_value x, sherl_activation activation);
 /* y = (x - mean) / sqrt(variance + eps) * weight + bias, over the channels of each row */
@@ -237,6 +250,7 @@ typedef struct sherl_transformer_settings {
     double eps;
     double dropout, attention_dropout;
     bool frozen;
+    bool bfloat16; /* frozen layers: linear maps as sherl_bfloat16_linear; all else, and single-query attention, in full */
 } sherl_transformer_settings;
 
 /* A post-norm (BERT) encoder layer. */
@@ -263,7 +277,9 @@ sherl_status sherl_program_compile(sherl_graph *graph, bool gradient, sherl_prog
 void sherl_program_destroy(sherl_program *program);
 
 typedef enum sherl_element {
-    SHERL_FLOAT32, SHERL_FLOAT64, SHERL_FLOAT16, SHERL_BFLOAT16, SHERL_INT32, SHERL_INT64, SHERL_ELEMENT_COUNT
+    SHERL_FLOAT32, SHERL_FLOAT64, SHERL_FLOAT16, SHERL_BFLOAT16, SHERL_INT32, SHERL_INT64,
+    SHERL_INT8, /* a real is the integer times the scale of its row */
+    SHERL_ELEMENT_COUNT
 } sherl_element;
 
 /* Rows in the caller's memory: row r of the batch is at data + rows[r] * row_stride; rows = NULL stands for 0, 1, 2 … */
@@ -272,6 +288,7 @@ typedef struct sherl_source {
     sherl_element element;
     size_t row_stride; /* bytes */
     const int64_t *rows;
+    const float *scales; /* of SHERL_INT8, by row of `data`; NULL otherwise */
 } sherl_source;
 
 typedef struct sherl_sink {
@@ -303,8 +320,29 @@ sherl_status sherl_program_set_tile_rows(sherl_program *program, size_t rows);
 /* Most rows of a block, in programs that have wide ops. Default 1536. */
 sherl_status sherl_program_set_block_rows(sherl_program *program, size_t rows);
 
+/* Bounds the arenas and gradients of the runs that follow; 0, the default, for no bound. A batch is then cut into tiles
+ * and blocks that fit, with an arena counted for each gradient lane: the cut, and with it the last bits, depend on the
+ * batch and the budget but not on the number of threads. A run for which no cut fits ends with SHERL_OVER_BUDGET before
+ * its first step. */
+sherl_status sherl_program_set_memory_budget(sherl_program *program, size_t bytes);
+/* The least budget with which a batch of these segment lengths runs; offsets as in sherl_batch. */
+sherl_status sherl_program_least_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
+                                        size_t *bytes);
+/* Bytes of the arenas and gradients that the program holds between runs. */
+size_t sherl_program_bytes(const sherl_program *program);
+/* Frees them; gradients are forgotten, those that wait in a trainer too. The next run makes its own. */
+void sherl_program_release_workspace(sherl_program *program);
+
+/* Most gradient lanes: into as many even shares a batch is cut, at least. The default depends on the size of the
+ * gradients; more than 64 is SHERL_INVALID_ARGUMENT. */
+size_t sherl_program_lanes(const sherl_program *program);
+sherl_status sherl_program_set_lanes(sherl_program *program, size_t lanes);
+/* Whether the program has ops that run once for a whole block of tiles. */
+bool sherl_program_is_staged(const sherl_program *program);
+
 typedef struct sherl_memory_report { /* bytes */
     size_t frozen_weights, parameters, gradients, arenas;
+    size_t staging; /* the part of the arenas where inputs are laid out */
     size_t tile_rows, tiles, lanes, workers;
 } sherl_memory_report;
 
@@ -341,10 +379,11 @@ typedef struct sherl_trainer sherl_trainer;
 /* The learning rate of step `step` (the first is 0) under the settings. */
 double sherl_learning_rate(const sherl_training_settings *settings, uint64_t step);
 
-/* `no_decay` holds one flag a parameter of the store (true: exempt from weight decay), or is NULL. The program must
- * have been compiled with gradient = true and must outlive the trainer. */
+/* `trained` holds one flag a parameter of the store (true: moved by this trainer), or is NULL for all trainable ones;
+ * `no_decay` likewise (true: exempt from weight decay), or is NULL. The program must have been compiled with
+ * gradient = true and must outlive the trainer. */
 sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings,
-                                  const bool *no_decay, sherl_trainer **trainer);
+                                  const bool *trained, const bool *no_decay, sherl_trainer **trainer);
 void sherl_trainer_destroy(sherl_trainer *trainer);
 /* Adds the gradient of a batch to those waiting; *loss gets the batch's loss. After a failure nothing waits. */
 sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch *batch, double *loss);
@@ -352,6 +391,9 @@ sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch 
  * SHERL_INVALID_ARGUMENT; with one that is not finite SHERL_NOT_FINITE, and they are forgotten and nothing changes. */
 sherl_status sherl_trainer_update(sherl_trainer *trainer, double *gradient_norm);
 void sherl_trainer_discard(sherl_trainer *trainer); /* forgets the waiting gradients */
+/* Takes the gradients of the program's last run as those that wait: one run serves several trainers, each of its own
+ * parameters. */
+void sherl_trainer_adopt(sherl_trainer *trainer);
 uint64_t sherl_trainer_steps(const sherl_trainer *trainer);
 void sherl_trainer_set_steps(sherl_trainer *trainer, uint64_t steps);
 /* Optimizer state of a parameter: moment 0 (momentum or first moment) or 1 (second); NULL where there is none. */

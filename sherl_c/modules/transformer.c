@@ -19,11 +19,11 @@ static sherl_parameter layer_parameter(const sherl_block *block, const char *nam
 
 static sherl_value layer_linear(const sherl_block *block, const char *weight_name, const char *bias_name,
                                 sherl_value x, size_t outputs, const sherl_real *weight, const sherl_real *bias,
-                                sherl_activation activation) {
+                                sherl_activation activation, bool bfloat16) {
     size_t inputs = sherl_graph_channels(block->graph, x);
     sherl_parameter w = layer_parameter(block, weight_name, outputs, inputs, SHERL_INIT_NORMAL, weight);
     sherl_parameter b = layer_parameter(block, bias_name, SHERL_VECTOR, outputs, SHERL_INIT_ZEROS, bias);
-    return sherl_linear(block->graph, x, w, b, activation);
+    return (bfloat16 ? sherl_bfloat16_linear : sherl_linear)(block->graph, x, w, b, activation);
 }
 
 static sherl_value layer_norm(const sherl_block *block, const char *weight_name, const char *bias_name, sherl_value x,
@@ -60,15 +60,15 @@ static sherl_value self_attention(const sherl_block *block, sherl_value x, const
     size_t hidden = sherl_graph_channels(block->graph, x);
     double scale = 1 / sqrt((double)(hidden / settings->heads));
     sherl_value query = layer_linear(block, "query.weight", "query.bias", x, hidden, w->query_weight, w->query_bias,
-                                     SHERL_IDENTITY);
+                                     SHERL_IDENTITY, settings->bfloat16);
     sherl_value key = layer_linear(block, "key.weight", "key.bias", x, hidden, w->key_weight, w->key_bias,
-                                   SHERL_IDENTITY);
+                                   SHERL_IDENTITY, settings->bfloat16);
     sherl_value value = layer_linear(block, "value.weight", "value.bias", x, hidden, w->value_weight, w->value_bias,
-                                     SHERL_IDENTITY);
+                                     SHERL_IDENTITY, settings->bfloat16);
     sherl_value mixed = sherl_attention(block->graph, query, key, value, settings->heads, scale, false,
                                         settings->attention_dropout);
     sherl_value output = layer_linear(block, "output.weight", "output.bias", mixed, hidden, w->output_weight,
-                                      w->output_bias, SHERL_IDENTITY);
+                                      w->output_bias, SHERL_IDENTITY, settings->bfloat16);
     return sherl_dropout(block->graph, output, settings->dropout);
 }
 
@@ -77,9 +77,9 @@ static sherl_value feed_forward(const sherl_block *block, sherl_value x, const s
                                 const sherl_transformer_settings *settings) {
     size_t hidden = sherl_graph_channels(block->graph, x);
     sherl_value inner = layer_linear(block, "up.weight", "up.bias", x, settings->intermediate, w->up_weight,
-                                     w->up_bias, settings->activation);
+                                     w->up_bias, settings->activation, settings->bfloat16);
     sherl_value output = layer_linear(block, "down.weight", "down.bias", inner, hidden, w->down_weight, w->down_bias,
-                                      SHERL_IDENTITY);
+                                      SHERL_IDENTITY, settings->bfloat16);
     return sherl_dropout(block->graph, output, settings->dropout);
 }
 

@@ -19,13 +19,21 @@ typedef struct linear {
     size_t rows, in, out;
     const sherl_real *weight, *bias, *x;
     sherl_real *y, *dz, *dx, *dweight, *dbias;
+    uint16_t *scratch; /* of the bfloat16 product */
 } linear;
 
 static linear find_operands(const sherl_op *op, const sherl_tile *tile) {
     return (linear){.op = op, .tile = tile, .rows = sherl_tile_rows(tile, op->output),
                     .in = sherl_tile_channels(tile, op->inputs[0]), .out = sherl_tile_channels(tile, op->output),
                     .weight = sherl_op_parameter(op, tile, 0), .bias = sherl_op_parameter(op, tile, 1),
-                    .x = sherl_tile_read(tile, op->inputs[0]), .y = sherl_tile_write(tile, op->output)};
+                    .x = sherl_tile_read(tile, op->inputs[0]), .y = sherl_tile_write(tile, op->output), .scratch = tile->scratch};
+}
+
+/* Of a wide op every part has its own. */
+static bool linear_scratch(const sherl_op *op, const sherl_limits *limits, size_t *bytes) {
+    (void)limits;
+    *bytes = op->bfloat16 ? (op->wide ? PARTS : 1) * SHERL_BFLOAT16_SCRATCH * sizeof(uint16_t) : 0;
+    return true;
 }
 
 /* Runs `part` over 0 … size-1 at once, or, on a wide op with much weight, in parts over the threads. The parts are fixed,
@@ -40,8 +48,12 @@ typedef struct spread {
 static void run_part(void *state, size_t number, size_t worker) {
     const spread *spread = state;
     (void)worker;
-    size_t from = spread->size * number / PARTS, end = spread->size * (number + 1) / PARTS;
-    if (end > from) spread->part(spread->l, from, end - from);
+    linear l = *spread->l;
+    size_t unit = l.op->bfloat16 ? SHERL_BFLOAT16_PANEL : 1, units = (spread->size + unit - 1) / unit;
+    size_t from = units * number / PARTS * unit, end = units * (number + 1) / PARTS * unit;
+    if (end > spread->size) end = spread->size;
+    l.scratch += l.op->bfloat16 ? number * SHERL_BFLOAT16_SCRATCH : 0;
+    if (end > from) spread->part(&l, from, end - from);
 }
 
 static void run_parts(const linear *l, linear_part part, size_t size) {
@@ -61,7 +73,11 @@ static bool is_narrow(const linear *l) {
 
 /* y = x W^T, some of the output channels */
 static void multiply(const linear *l, size_t from, size_t count) {
-    if (count == l->out && is_narrow(l))
+    if (l->op->bfloat16)
+        l->tile->kernels->bfloat16_product(l->x, l->rows, l->in,
+                                           l->op->packed_weight + sherl_bfloat16_packed_size(l->in, from), count,
+                                           l->y + from, l->out, false, l->scratch);
+    else if (count == l->out && is_narrow(l))
         l->tile->kernels->narrow_product(l->x, l->weight, l->rows, l->in, l->out, l->y);
     else
         sherl_gemm(false, true, l->rows, count, l->in, 1, l->x, l->in, l->weight + from * l->in, l->in, 0, l->y + from,
@@ -87,6 +103,12 @@ static sherl_status linear_forward(const sherl_op *op, const sherl_tile *tile) {
 
 /* dx (+)= dz W, some of the input channels */
 static void backward_inputs(const linear *l, size_t from, size_t count) {
+    if (l->op->bfloat16) {
+        l->tile->kernels->bfloat16_product(l->dz, l->rows, l->out,
+                                           l->op->packed_transpose + sherl_bfloat16_packed_size(l->out, from), count,
+                                           l->dx + from, l->in, l->op->accumulate[0], l->scratch);
+        return;
+    }
     sherl_gemm(false, false, l->rows, count, l->out, 1, l->dz, l->out, l->weight + from, l->in,
                l->op->accumulate[0] ? 1 : 0, l->dx + from, l->in);
 }
@@ -123,5 +145,5 @@ static void linear_reads(const sherl_op *op, const bool *trainable, sherl_backwa
 
 const sherl_op_type sherl_linear_type = {
     .name = "linear", .rows = SHERL_ROW_WISE, .forward = linear_forward, .backward = linear_backward,
-    .backward_reads = linear_reads,
+    .backward_reads = linear_reads, .scratch_bytes = linear_scratch,
 };

@@ -69,6 +69,8 @@ struct sherl_op {
     bool training;      /* built into a training graph */
     bool wide;          /* runs once for a whole block of tiles; set by the stages pass */
     bool accumulate[SHERL_MAX_INPUTS]; /* set by the needs-gradient pass */
+    bool bfloat16;      /* linear: products with the weight in bfloat16; then, packed when compiled: */
+    const uint16_t *packed_weight, *packed_transpose; /* for x W^T and for dz W, as the kernels read them */
     union {             /* what the type needs to know beyond its operands */
         sherl_activation activation; /* linear, activation */
         sherl_pooling pooling;

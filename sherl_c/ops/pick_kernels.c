@@ -7,7 +7,7 @@ extern const sherl_kernels sherl_kernels_baseline;
 
 #ifdef SHERL_HAVE_X86_LEVELS
 
-extern const sherl_kernels sherl_kernels_avx512, sherl_kernels_avx2;
+extern const sherl_kernels sherl_kernels_avx512bf16, sherl_kernels_avx512, sherl_kernels_avx2;
 
 /* What the x86-64-v3 and -v4 levels may use, as far as compilers know names for it. The runtime also checks that the
  * operating system saves the wide registers. */
@@ -23,11 +23,14 @@ static bool has_avx512(void) {
 
 const sherl_kernels *sherl_kernels_pick(const char *name) {
     __builtin_cpu_init();
-    const sherl_kernels *tables[] = {&sherl_kernels_avx512, &sherl_kernels_avx2, &sherl_kernels_baseline};
-    bool runs[] = {has_avx512(), has_avx2(), true};
-    for (size_t i = 0; name != NULL && i < 3; i++)
+    const sherl_kernels *tables[] = {&sherl_kernels_avx512bf16, &sherl_kernels_avx512, &sherl_kernels_avx2,
+                                     &sherl_kernels_baseline};
+    bool runs[] = {has_avx512() && __builtin_cpu_supports("avx512bf16"), has_avx512(), has_avx2(), true};
+    size_t best = 0;
+    while (!runs[best]) best++;
+    for (size_t i = best; name != NULL && i < sizeof tables / sizeof *tables; i++)
         if (runs[i] && strcmp(tables[i]->instruction_set, name) == 0) return tables[i];
-    return runs[0] ? tables[0] : runs[1] ? tables[1] : tables[2];
+    return tables[best];
 }
 
 #else

@@ -22,8 +22,18 @@ static bool output_tells_derivative(sherl_activation activation) {
            activation == SHERL_TANH;
 }
 
-sherl_value sherl_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
-                         sherl_activation activation) {
+static bool check_bfloat16(sherl_graph *graph, sherl_parameter weight) {
+    if (!sherl_context_has_bfloat16(graph->context))
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT,
+                         "bfloat16 products are not available on this processor: they need the AVX512-BF16 "
+                         "instructions, and the float32 core");
+    else if (sherl_parameters_role(graph->parameters, weight) != SHERL_FROZEN)
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "bfloat16 products need a frozen weight, not a trained one");
+    return graph->status == SHERL_OK;
+}
+
+static sherl_value append_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                                 sherl_activation activation, bool bfloat16) {
     if (!check_activation(graph, "linear", activation)) return SHERL_NONE;
     if (!sherl_check_value(graph, "linear", "x", x, false)) return SHERL_NONE;
     const sherl_value_info *input = sherl_graph_value(graph, x);
@@ -32,11 +42,23 @@ sherl_value sherl_linear(sherl_graph *graph, sherl_value x, sherl_parameter weig
     size_t outputs = sherl_parameters_rows(graph->parameters, weight);
     if (!sherl_check_parameter(graph, "linear", "weight", weight, outputs, input->channels)) return SHERL_NONE;
     if (bias != SHERL_NONE && !sherl_check_parameter(graph, "linear", "bias", bias, 1, outputs)) return SHERL_NONE;
+    if (bfloat16 && !check_bfloat16(graph, weight)) return SHERL_NONE;
     bool fused = output_tells_derivative(activation);
     sherl_op op = {.type = &sherl_linear_type, .input_count = 1, .inputs = {x}, .parameter_count = 2,
-                   .parameters = {weight, bias}, .settings.activation = fused ? activation : SHERL_IDENTITY};
+                   .parameters = {weight, bias}, .bfloat16 = bfloat16,
+                   .settings.activation = fused ? activation : SHERL_IDENTITY};
     sherl_value y = sherl_graph_append(graph, &op, input->space, outputs, SHERL_SAMPLES, 0, false);
     return fused ? y : sherl_activate(graph, y, activation);
+}
+
+sherl_value sherl_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                         sherl_activation activation) {
+    return append_linear(graph, x, weight, bias, activation, false);
+}
+
+sherl_value sherl_bfloat16_linear(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                                  sherl_activation activation) {
+    return append_linear(graph, x, weight, bias, activation, true);
 }
 
 sherl_value sherl_activate(sherl_graph *graph, sherl_value x, sherl_activation activation) {

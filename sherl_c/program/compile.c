@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "parameters.h"
 #include "program.h"
 
 enum {
@@ -9,6 +10,7 @@ enum {
     DEFAULT_BLOCK_ROWS = 1536,
     MOST_LANES = 8, /* gradient lanes: the most threads that can share a batch */
     FEW_LANES = 4,  /* of a network whose gradients are large */
+    LANES_ALLOWED = 64,
     LANE_BYTES = 16 << 20 /* what gradient lanes may take before they become few */
 };
 
@@ -59,6 +61,19 @@ static sherl_status place_gradients(sherl_program *program) {
     return SHERL_OK;
 }
 
+/* The frozen weights of bfloat16 products, in the forms that this program reads. */
+static sherl_status pack_weights(sherl_program *program) {
+    for (size_t i = 0; i < program->network.op_count; i++) {
+        sherl_op *op = &program->network.ops[i];
+        if (!op->bfloat16) continue;
+        sherl_status status = sherl_parameters_pack(program->parameters, op->parameters[0], false, &op->packed_weight);
+        if (!status && program->network.values[op->inputs[0]].has_gradient)
+            status = sherl_parameters_pack(program->parameters, op->parameters[0], true, &op->packed_transpose);
+        if (status) return status;
+    }
+    return SHERL_OK;
+}
+
 static sherl_status tabulate_values(sherl_program *program) {
     const sherl_network *network = &program->network;
     sherl_status status = sherl_allocate(program->context, network->value_count, sizeof(sherl_space),
@@ -86,8 +101,9 @@ sherl_status sherl_program_compile(sherl_graph *graph, bool gradient, sherl_prog
     status = sherl_pass_demand(graph, &compiled->network);
     if (!status) status = tabulate_parameters(compiled);
     if (!status) sherl_pass_associate(compiled);
-    if (!status) sherl_pass_wide(compiled);
+    if (!status) sherl_pass_wide(graph, compiled);
     if (!status && gradient) status = sherl_pass_needs_gradient(compiled);
+    if (!status) status = pack_weights(compiled);
     if (!status) status = place_gradients(compiled);
     if (!status) status = sherl_pass_schedule(compiled);
     if (!status) status = sherl_pass_stages(compiled);
@@ -143,14 +159,44 @@ sherl_status sherl_program_set_block_rows(sherl_program *program, size_t rows) {
     return SHERL_OK;
 }
 
+size_t sherl_program_lanes(const sherl_program *program) { return program->lane_limit; }
+
+sherl_status sherl_program_set_lanes(sherl_program *program, size_t lanes) {
+    if (lanes == 0 || lanes > LANES_ALLOWED) return SHERL_INVALID_ARGUMENT;
+    program->lane_limit = lanes;
+    return SHERL_OK;
+}
+
+bool sherl_program_is_staged(const sherl_program *program) { return program->staged; }
+
 /* Bytes of all parameters of the store, owned or frozen. */
 static void count_parameter_bytes(const sherl_program *program, sherl_memory_report *report) {
     for (size_t p = 0; p < program->parameter_count; p++) {
         size_t bytes = program->parameter_rows[p] *
                        sherl_parameters_columns(program->parameters, (sherl_parameter)p) * sizeof(sherl_real);
         bool frozen = sherl_parameters_role(program->parameters, (sherl_parameter)p) == SHERL_FROZEN;
-        *(frozen ? &report->frozen_weights : &report->parameters) += bytes;
+        *(frozen ? &report->frozen_weights : &report->parameters) +=
+            bytes + sherl_parameters_packed_bytes(program->parameters, (sherl_parameter)p);
     }
+}
+
+/* Bytes of one buffer in all arenas where it lies; 0 where there is none. */
+static size_t held_bytes(const sherl_program *program, const sherl_plan *plan, uint32_t buffer, size_t workers) {
+    if (buffer == SHERL_NONE) return 0;
+    const sherl_buffer *info = &program->residence.buffers[buffer];
+    size_t rows = info->shared ? plan->block.rows[info->space] : workers * plan->tile.rows[info->space];
+    return rows * info->channels * info->element_size;
+}
+
+/* The part of the arenas where rows of the inputs are laid out. */
+static size_t staging_bytes(const sherl_program *program, const sherl_plan *plan, size_t workers) {
+    size_t bytes = 0;
+    for (size_t v = 0; v < program->network.value_count; v++) {
+        if (program->network.values[v].input == SHERL_NONE) continue;
+        bytes += held_bytes(program, plan, program->residence.forward[v], workers) +
+                 held_bytes(program, plan, program->residence.reload[v], workers);
+    }
+    return bytes;
 }
 
 sherl_status sherl_program_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
@@ -159,15 +205,18 @@ sherl_status sherl_program_memory(const sherl_program *program, size_t samples, 
     sherl_tiling tiling = {0};
     sherl_extent extent = {0};
     sherl_plan plan = {0};
-    sherl_status status = sherl_tiling_cut(program, samples, offsets, &tiling);
+    sherl_cut cut;
+    sherl_status status = sherl_budget_cut(program, samples, offsets, &cut);
+    if (!status) status = sherl_tiling_cut(program, &cut, samples, offsets, &tiling);
     if (!status) status = sherl_tiling_extent(program, &tiling, offsets, &extent);
     if (!status) status = sherl_plan_cover(program, &extent, &plan);
     if (!status) {
         size_t threads = sherl_context_threads(context);
-        *report = (sherl_memory_report){.tile_rows = program->tile_rows, .tiles = tiling.tiles,
+        *report = (sherl_memory_report){.tile_rows = cut.tile_rows, .tiles = tiling.tiles,
                                         .lanes = tiling.lanes};
         report->workers = threads < tiling.lanes ? threads : tiling.lanes;
-        report->gradients = program->gradient ? tiling.lanes * program->lane_size * sizeof(sherl_real) : 0;
+        report->gradients = tiling.lanes * sherl_lane_bytes(program);
+        report->staging = staging_bytes(program, &plan, report->workers);
         report->arenas = plan.block.bytes + report->workers * plan.tile.bytes;
         count_parameter_bytes(program, report);
     }

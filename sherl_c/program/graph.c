@@ -53,6 +53,14 @@ sherl_space sherl_graph_value_space(const sherl_graph *graph, sherl_value value)
     return value < graph->network.value_count ? graph->network.values[value].space : SHERL_NONE;
 }
 
+uint32_t sherl_graph_stream(const sherl_graph *graph) { return graph->next_stream; }
+void sherl_graph_set_stream(sherl_graph *graph, uint32_t stream) { graph->next_stream = stream; }
+
+void sherl_graph_set_staged(sherl_graph *graph, bool staged) {
+    graph->staging_given = true;
+    graph->staged = staged;
+}
+
 sherl_space sherl_graph_space(sherl_graph *graph, const char *name) {
     if (graph->status != SHERL_OK) return SHERL_NONE;
     if (graph->network.space_count >= SHERL_NONE)

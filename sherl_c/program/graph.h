@@ -10,6 +10,7 @@ struct sherl_graph {
     sherl_network network;
     bool training;
     uint32_t next_stream; /* of random numbers */
+    bool staging_given, staged; /* the caller's decision, if there is one */
     sherl_status status;
     char message[320];
 };

@@ -1,7 +1,9 @@
 /* The parameter store: adding, finding, drawing initial weights. */
 #include "parameters.h"
 
+#include "../base/context.h"
 #include "../base/random.h"
+#include "../ops/kernels/kernels.h"
 
 #include <math.h>
 #include <string.h>
@@ -23,6 +25,7 @@ void sherl_parameters_destroy(sherl_parameters *parameters) {
     for (size_t i = 0; i < parameters->count; i++) {
         sherl_release(parameters->context, parameters->entries[i].name);
         sherl_release(parameters->context, parameters->entries[i].owned);
+        for (int way = 0; way < 2; way++) sherl_release(parameters->context, parameters->entries[i].packed[way]);
     }
     sherl_release(parameters->context, parameters->entries);
     sherl_release(parameters->context, parameters);
@@ -130,6 +133,30 @@ sherl_status sherl_parameters_add(sherl_parameters *parameters, const char *name
     sherl_status status = append(parameters, name, entry);
     if (status == SHERL_OK) *parameter = (sherl_parameter)(parameters->count - 1);
     return status;
+}
+
+sherl_status sherl_parameters_pack(sherl_parameters *parameters, sherl_parameter parameter, bool transposed,
+                                   const uint16_t **packed) {
+    const sherl_context *context = parameters->context;
+    sherl_parameter_entry *entry = &parameters->entries[parameter];
+    uint16_t **place = &entry->packed[transposed];
+    size_t depth = transposed ? entry->rows : entry->columns, columns = transposed ? entry->columns : entry->rows;
+    if (!*place) { /* at most some rows and columns larger than the float32 matrix, which is there: no overflow */
+        sherl_status status = sherl_allocate_raw(context, sherl_bfloat16_packed_size(depth, columns), sizeof **place,
+                                                 place);
+        if (status) return status;
+        context->kernels->bfloat16_pack(entry->data, depth, columns, transposed ? entry->columns : 1,
+                                        transposed ? 1 : entry->columns, *place);
+    }
+    *packed = *place;
+    return SHERL_OK;
+}
+
+size_t sherl_parameters_packed_bytes(const sherl_parameters *parameters, sherl_parameter parameter) {
+    const sherl_parameter_entry *entry = &parameters->entries[parameter];
+    size_t ways[] = {sherl_bfloat16_packed_size(entry->columns, entry->rows),
+                     sherl_bfloat16_packed_size(entry->rows, entry->columns)};
+    return ((entry->packed[0] ? ways[0] : 0) + (entry->packed[1] ? ways[1] : 0)) * sizeof(uint16_t);
 }
 
 size_t sherl_parameters_count(const sherl_parameters *parameters) { return parameters->count; }

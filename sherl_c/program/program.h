@@ -66,6 +66,11 @@ typedef struct sherl_worker {
     sherl_real **parameter_gradients; /* by parameter */
 } sherl_worker;
 
+/* What a batch is cut by: most rows of a tile and of a block, most gradient lanes. */
+typedef struct sherl_cut {
+    size_t tile_rows, block_rows, lanes;
+} sherl_cut;
+
 /* A batch cut into tiles, and those into blocks: tile t holds samples [bounds[t], bounds[t + 1]) and belongs to lane
  * t % lanes; block b holds tiles [blocks[b], blocks[b + 1]). */
 typedef struct sherl_tiling {
@@ -96,6 +101,7 @@ struct sherl_program {
     size_t *value_channels;
     /* workspace, kept from run to run */
     size_t tile_rows, block_rows, lane_limit;
+    size_t memory_budget;            /* of arenas and gradients, in bytes; 0: none */
     sherl_plan plan;
     char *block_arena;
     size_t block_arena_bytes;
@@ -116,7 +122,7 @@ struct sherl_program {
 sherl_status sherl_pass_demand(const sherl_graph *graph, sherl_network *network);   /* demand.c */
 void sherl_pass_associate(sherl_program *program);                                   /* associate.c */
 sherl_status sherl_pass_needs_gradient(sherl_program *program);                      /* needs_gradient.c */
-void sherl_pass_wide(sherl_program *program);                                        /* stages.c */
+void sherl_pass_wide(const sherl_graph *graph, sherl_program *program);              /* stages.c */
 sherl_status sherl_pass_schedule(sherl_program *program);                            /* schedule.c */
 sherl_status sherl_pass_stages(sherl_program *program);                              /* stages.c */
 sherl_status sherl_pass_residence(sherl_program *program);                           /* residence.c */
@@ -134,10 +140,15 @@ typedef struct sherl_extent {
 sherl_status sherl_plan_cover(const sherl_program *program, const sherl_extent *extent, sherl_plan *plan);
 void sherl_plan_release(const sherl_context *context, sherl_plan *plan);
 
+/* budget.c: the cut that a batch gets, by its sizes and the memory budget alone; SHERL_OVER_BUDGET where none fits. */
+sherl_status sherl_budget_cut(const sherl_program *program, size_t samples, const size_t *const *offsets,
+                              sherl_cut *cut);
+size_t sherl_lane_bytes(const sherl_program *program); /* gradients of one lane */
+
 /* tiles.c: cuts a batch by its sizes alone; the extent of the tiles and blocks, whose arrays are released by
  * sherl_extent_release. */
-sherl_status sherl_tiling_cut(const sherl_program *program, size_t samples, const size_t *const *offsets,
-                              sherl_tiling *tiling);
+sherl_status sherl_tiling_cut(const sherl_program *program, const sherl_cut *cut, size_t samples,
+                              const size_t *const *offsets, sherl_tiling *tiling);
 void sherl_tiling_release(const sherl_context *context, sherl_tiling *tiling);
 sherl_status sherl_tiling_extent(const sherl_program *program, const sherl_tiling *tiling,
                                  const size_t *const *offsets, sherl_extent *extent);

@@ -33,11 +33,11 @@ static bool tail_dominates(const sherl_program *program) {
     return rest > 0 && tail > rest;
 }
 
-void sherl_pass_wide(sherl_program *program) {
+void sherl_pass_wide(const sherl_graph *graph, sherl_program *program) {
     sherl_network *network = &program->network;
     for (size_t i = 0; i < network->op_count; i++)
         program->whole_batch = program->whole_batch || network->ops[i].type->rows == SHERL_COUPLED;
-    bool wide_tail = tail_dominates(program);
+    bool wide_tail = graph->staging_given ? graph->staged : tail_dominates(program);
     program->staged = program->whole_batch || wide_tail;
     for (size_t i = 0; i < network->op_count; i++) {
         sherl_op *op = &network->ops[i];

@@ -5,9 +5,12 @@
 
 static const sherl_element native = sizeof(sherl_real) == sizeof(float) ? SHERL_FLOAT32 : SHERL_FLOAT64;
 
+static size_t source_index(const sherl_source *source, size_t row) {
+    return source->rows ? (size_t)source->rows[row] : row;
+}
+
 static const char *source_row(const sherl_source *source, size_t row) {
-    size_t index = source->rows ? (size_t)source->rows[row] : row;
-    return (const char *)source->data + index * source->row_stride;
+    return (const char *)source->data + source_index(source, row) * source->row_stride;
 }
 
 /* Tokens and labels become int32; what does not fit is out of range anyway. */
@@ -39,6 +42,10 @@ sherl_status sherl_stage_load(const sherl_kernels *kernels, const sherl_source *
         if (integer) {
             sherl_status status = load_integer(source, first_row + r, (int32_t *)destination + r);
             if (status) return status;
+        } else if (source->element == SHERL_INT8) {
+            kernels->widen_int8((const int8_t *)source_row(source, first_row + r),
+                                source->scales[source_index(source, first_row + r)],
+                                (sherl_real *)destination + r * channels, channels);
         } else {
             kernels->widen(source->element, source_row(source, first_row + r),
                            (sherl_real *)destination + r * channels, channels);

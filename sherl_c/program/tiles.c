@@ -24,25 +24,26 @@ typedef struct targets {
     size_t block, tile;
 } targets;
 
-static targets find_targets(const sherl_program *program, size_t samples, const size_t *const *offsets) {
+static targets find_targets(const sherl_program *program, const sherl_cut *cut, size_t samples,
+                            const size_t *const *offsets) {
     size_t total = 0;
     for (size_t sample = 0; sample < samples; sample++) total += sample_rows(program, offsets, sample);
     bool one_block = program->whole_batch || !program->staged;
-    size_t block = one_block ? total : share(total, share(total, program->block_rows));
+    size_t block = one_block ? total : share(total, share(total, cut->block_rows));
     size_t tile = share(block, TILES);
     if (tile < LEAST_TILE_ROWS) tile = LEAST_TILE_ROWS;
-    return (targets){.block = block, .tile = tile < program->tile_rows ? tile : program->tile_rows};
+    return (targets){.block = block, .tile = tile < cut->tile_rows ? tile : cut->tile_rows};
 }
 
-sherl_status sherl_tiling_cut(const sherl_program *program, size_t samples, const size_t *const *offsets,
-                              sherl_tiling *tiling) {
+sherl_status sherl_tiling_cut(const sherl_program *program, const sherl_cut *cut, size_t samples,
+                              const size_t *const *offsets, sherl_tiling *tiling) {
     const sherl_context *context = program->context;
     sherl_status status =
         sherl_grow(context, &tiling->bounds, &tiling->bound_capacity, samples + 1, sizeof *tiling->bounds);
     if (!status)
         status = sherl_grow(context, &tiling->blocks, &tiling->block_capacity, samples + 1, sizeof *tiling->blocks);
     if (status) return status;
-    targets target = find_targets(program, samples, offsets);
+    targets target = find_targets(program, cut, samples, offsets);
     size_t tiles = 0, blocks = 0, tile_rows = 0, block_rows = 0;
     tiling->bounds[0] = tiling->blocks[0] = 0;
     for (size_t sample = 0; sample < samples; sample++) {
@@ -63,7 +64,7 @@ sherl_status sherl_tiling_cut(const sherl_program *program, size_t samples, cons
     tiling->blocks[++blocks] = tiles;
     tiling->tiles = tiles;
     tiling->block_count = blocks;
-    tiling->lanes = tiles < program->lane_limit ? tiles : program->lane_limit;
+    tiling->lanes = tiles < cut->lanes ? tiles : cut->lanes;
     return SHERL_OK;
 }
 

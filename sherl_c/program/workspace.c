@@ -41,7 +41,9 @@ static sherl_status prepare_offsets(sherl_program *program, const sherl_batch *b
 
 static sherl_status prepare_tiles(sherl_program *program, const sherl_batch *batch) {
     const sherl_context *context = program->context;
-    sherl_status status = sherl_tiling_cut(program, batch->samples, program->offsets, &program->tiling);
+    sherl_cut cut;
+    sherl_status status = sherl_budget_cut(program, batch->samples, program->offsets, &cut);
+    if (!status) status = sherl_tiling_cut(program, &cut, batch->samples, program->offsets, &program->tiling);
     if (status || program->tiling.tiles <= program->tile_capacity) return status;
     sherl_release(context, program->tile_losses);
     sherl_release(context, program->tile_status);
@@ -55,11 +57,58 @@ static sherl_status prepare_tiles(sherl_program *program, const sherl_batch *bat
     return status;
 }
 
+/* Frees the arenas, and the gradients of all but the first `lanes` lanes; the next run makes what it needs. */
+static void shrink(sherl_program *program, size_t lanes) {
+    const sherl_context *context = program->context;
+    for (size_t w = 0; w < program->worker_count; w++) {
+        sherl_release(context, program->workers[w].arena);
+        program->workers[w].arena = NULL;
+        program->workers[w].arena_bytes = 0;
+    }
+    sherl_release(context, program->block_arena);
+    program->block_arena = NULL;
+    program->block_arena_bytes = 0;
+    for (size_t l = lanes; l < program->lane_count; l++) {
+        sherl_release(context, program->lanes[l]);
+        program->lanes[l] = NULL;
+    }
+    sherl_plan_release(context, &program->plan);
+}
+
+void sherl_program_release_workspace(sherl_program *program) { shrink(program, 0); }
+
+size_t sherl_program_bytes(const sherl_program *program) {
+    size_t bytes = program->block_arena_bytes;
+    for (size_t w = 0; w < program->worker_count; w++) bytes += program->workers[w].arena_bytes;
+    for (size_t l = 0; l < program->lane_count; l++) bytes += program->lanes[l] ? sherl_lane_bytes(program) : 0;
+    return bytes;
+}
+
+/* What earlier batches grew counts too: the plan covers them, and arenas and lanes are kept. */
+static bool over_budget(const sherl_program *program) {
+    if (!program->memory_budget) return false;
+    size_t lanes = program->tiling.lanes, tile = program->plan.tile.bytes, block = program->plan.block.bytes;
+    for (size_t l = lanes; l < program->lane_count; l++)
+        if (program->lanes[l]) lanes = l + 1;
+    for (size_t w = 0; w < program->worker_count; w++) {
+        if (program->workers[w].arena_bytes > tile) tile = program->workers[w].arena_bytes;
+        if (program->workers[w].arena && w >= lanes) lanes = w + 1;
+    }
+    if (program->block_arena_bytes > block) block = program->block_arena_bytes;
+    size_t each, bytes;
+    return !sherl_add_sizes(tile, sherl_lane_bytes(program), &each) || !sherl_multiply_sizes(each, lanes, &bytes) ||
+           !sherl_add_sizes(bytes, block, &bytes) || bytes > program->memory_budget;
+}
+
 static sherl_status prepare_plan(sherl_program *program) {
     sherl_extent extent;
     sherl_status status = sherl_tiling_extent(program, &program->tiling, program->offsets, &extent);
     if (status) return status;
     status = sherl_plan_cover(program, &extent, &program->plan);
+    if (!status && over_budget(program)) {
+        shrink(program, program->tiling.lanes);
+        status = sherl_plan_cover(program, &extent, &program->plan);
+    }
     sherl_extent_release(program->context, &extent);
     return status;
 }

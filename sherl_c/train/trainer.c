@@ -17,7 +17,9 @@ typedef struct chunk {
 struct sherl_trainer {
     sherl_program *program;
     sherl_training_settings settings;
-    sherl_real *moments[2]; /* flat, laid out as the program's gradients; NULL where the optimizer has none */
+    size_t *offsets;        /* by parameter, into the moments; SIZE_MAX: not trained */
+    size_t moment_reals;
+    sherl_real *moments[2]; /* flat; NULL where the optimizer has none */
     chunk *chunks;
     size_t chunk_count;
     uint64_t steps;
@@ -56,8 +58,8 @@ static size_t moment_count(const sherl_training_settings *settings) {
     return 2;
 }
 
-static bool is_trained(const sherl_program *program, sherl_parameter parameter) {
-    return parameter < program->parameter_count && program->gradient_offsets[parameter] != SIZE_MAX;
+static bool is_trained(const sherl_trainer *trainer, sherl_parameter parameter) {
+    return parameter < trainer->program->parameter_count && trainer->offsets[parameter] != SIZE_MAX;
 }
 
 static size_t parameter_size(const sherl_program *program, sherl_parameter parameter) {
@@ -65,11 +67,25 @@ static size_t parameter_size(const sherl_program *program, sherl_parameter param
     return sherl_parameters_rows(store, parameter) * sherl_parameters_columns(store, parameter);
 }
 
+/* A place in the moments for each parameter that is trained; what the gradients hold is addressable for sure. */
+static sherl_status place_moments(sherl_trainer *trainer, const bool *trained) {
+    const sherl_program *program = trainer->program;
+    sherl_status status = sherl_allocate(sherl_program_context(program), program->parameter_count,
+                                         sizeof *trainer->offsets, &trainer->offsets);
+    if (status != SHERL_OK) return status;
+    for (sherl_parameter p = 0; p < program->parameter_count; p++) {
+        bool moves = program->gradient_offsets[p] != SIZE_MAX && (!trained || trained[p]);
+        trainer->offsets[p] = moves ? trainer->moment_reals : SIZE_MAX;
+        if (moves) trainer->moment_reals += parameter_size(program, p);
+    }
+    return SHERL_OK;
+}
+
 static sherl_status make_chunks(sherl_trainer *trainer, const bool *no_decay) {
     const sherl_program *program = trainer->program;
     size_t count = 0;
     for (sherl_parameter p = 0; p < program->parameter_count; p++) {
-        if (is_trained(program, p)) count += (parameter_size(program, p) - 1) / CHUNK_REALS + 1;
+        if (is_trained(trainer, p)) count += (parameter_size(program, p) - 1) / CHUNK_REALS + 1;
     }
     sherl_status status =
         sherl_allocate(sherl_program_context(program), count, sizeof *trainer->chunks, &trainer->chunks);
@@ -77,7 +93,7 @@ static sherl_status make_chunks(sherl_trainer *trainer, const bool *no_decay) {
     trainer->chunk_count = count;
     chunk *next = trainer->chunks;
     for (sherl_parameter p = 0; p < program->parameter_count; p++) {
-        size_t size = is_trained(program, p) ? parameter_size(program, p) : 0;
+        size_t size = is_trained(trainer, p) ? parameter_size(program, p) : 0;
         double decay = no_decay && no_decay[p] ? 0 : trainer->settings.weight_decay;
         for (size_t start = 0; start < size; start += CHUNK_REALS) {
             size_t length = size - start < CHUNK_REALS ? size - start : CHUNK_REALS;
@@ -88,7 +104,7 @@ static sherl_status make_chunks(sherl_trainer *trainer, const bool *no_decay) {
 }
 
 sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings,
-                                  const bool *no_decay, sherl_trainer **trainer) {
+                                  const bool *trained, const bool *no_decay, sherl_trainer **trainer) {
     if (!program || !settings || !trainer || !program->gradient || !are_valid(settings)) return SHERL_INVALID_ARGUMENT;
     const sherl_context *context = sherl_program_context(program);
     sherl_trainer *made;
@@ -96,9 +112,10 @@ sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_s
     if (status != SHERL_OK) return status;
     made->program = program;
     made->settings = *settings;
-    status = make_chunks(made, no_decay);
+    status = place_moments(made, trained);
+    if (status == SHERL_OK) status = make_chunks(made, no_decay);
     for (size_t i = 0; status == SHERL_OK && i < moment_count(settings); i++) {
-        status = sherl_allocate(context, program->lane_size, sizeof(sherl_real), &made->moments[i]);
+        status = sherl_allocate(context, made->moment_reals, sizeof(sherl_real), &made->moments[i]);
     }
     if (status != SHERL_OK) {
         sherl_trainer_destroy(made);
@@ -114,6 +131,7 @@ void sherl_trainer_destroy(sherl_trainer *trainer) {
     sherl_release(context, trainer->moments[0]);
     sherl_release(context, trainer->moments[1]);
     sherl_release(context, trainer->chunks);
+    sherl_release(context, trainer->offsets);
     sherl_release(context, trainer);
 }
 
@@ -128,6 +146,8 @@ sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch 
 }
 
 void sherl_trainer_discard(sherl_trainer *trainer) { trainer->waiting = false; }
+
+void sherl_trainer_adopt(sherl_trainer *trainer) { trainer->waiting = trainer->program->lane_count > 0; }
 
 static const sherl_real *chunk_gradient(const sherl_trainer *trainer, const chunk *piece) {
     return sherl_program_parameter_gradient(trainer->program, piece->parameter) + piece->start;
@@ -153,7 +173,7 @@ static void move_weights(void *state, size_t task, size_t worker) {
     const sherl_training_settings *settings = &trainer->settings;
     const sherl_kernels *kernels = sherl_program_context(trainer->program)->kernels;
     const chunk *piece = &trainer->chunks[task];
-    size_t offset = trainer->program->gradient_offsets[piece->parameter] + piece->start;
+    size_t offset = trainer->offsets[piece->parameter] + piece->start;
     sherl_real *weights =
         sherl_parameters_mutable_data(sherl_program_parameters(trainer->program), piece->parameter) + piece->start;
     sherl_real *moments[2];
@@ -170,7 +190,8 @@ static void move_weights(void *state, size_t task, size_t worker) {
 }
 
 sherl_status sherl_trainer_update(sherl_trainer *trainer, double *gradient_norm) {
-    if (!trainer->waiting) return SHERL_INVALID_ARGUMENT;
+    bool held = trainer->waiting && trainer->program->lanes[0]; /* a released workspace takes gradients with it */
+    if (!held) return SHERL_INVALID_ARGUMENT;
     trainer->waiting = false;
     const sherl_training_settings *settings = &trainer->settings;
     sherl_thread_pool *pool = sherl_program_context(trainer->program)->pool;
@@ -195,11 +216,12 @@ uint64_t sherl_trainer_steps(const sherl_trainer *trainer) { return trainer->ste
 void sherl_trainer_set_steps(sherl_trainer *trainer, uint64_t steps) { trainer->steps = steps; }
 
 sherl_real *sherl_trainer_moment(sherl_trainer *trainer, int moment, sherl_parameter parameter) {
-    if (moment < 0 || moment > 1 || !trainer->moments[moment] || !is_trained(trainer->program, parameter)) return NULL;
-    return trainer->moments[moment] + trainer->program->gradient_offsets[parameter];
+    if (moment < 0 || moment > 1 || !trainer->moments[moment] || !is_trained(trainer, parameter)) return NULL;
+    return trainer->moments[moment] + trainer->offsets[parameter];
 }
 
 size_t sherl_trainer_bytes(const sherl_trainer *trainer) {
-    size_t reals = moment_count(&trainer->settings) * trainer->program->lane_size;
-    return sizeof *trainer + trainer->chunk_count * sizeof *trainer->chunks + reals * sizeof(sherl_real);
+    size_t reals = moment_count(&trainer->settings) * trainer->moment_reals;
+    return sizeof *trainer + trainer->chunk_count * sizeof *trainer->chunks + reals * sizeof(sherl_real) +
+           trainer->program->parameter_count * sizeof *trainer->offsets;
 }

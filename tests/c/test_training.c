@@ -71,10 +71,10 @@ static void make_data(data *made) {
         for (size_t i = 0; i < SAMPLES; i++) {
             made->taps[tap][made->offsets[i] * CHANNELS + tap] += made->labels[i] ? 1.5f : -1.5f;
         }
-        made->inputs[tap] = (sherl_source){made->taps[tap], SHERL_FLOAT32, CHANNELS * sizeof(float), NULL};
+        made->inputs[tap] = (sherl_source){.data = made->taps[tap], .element = SHERL_FLOAT32, .row_stride = CHANNELS * sizeof(float)};
     }
-    made->inputs[TAPS] = (sherl_source){made->labels, SHERL_INT32, sizeof(int32_t), NULL};
-    made->inputs[TAPS + 1] = (sherl_source){made->weights, SHERL_FLOAT32, sizeof(float), NULL};
+    made->inputs[TAPS] = (sherl_source){.data = made->labels, .element = SHERL_INT32, .row_stride = sizeof(int32_t)};
+    made->inputs[TAPS + 1] = (sherl_source){.data = made->weights, .element = SHERL_FLOAT32, .row_stride = sizeof(float)};
     made->offsets_by_space[0] = NULL;
     made->offsets_by_space[1] = made->offsets;
     made->batch = (sherl_batch){.samples = SAMPLES, .offsets = made->offsets_by_space, .inputs = made->inputs};
@@ -160,7 +160,7 @@ static sherl_status build(model *built, const sherl_allocator *allocator, size_t
     sherl_graph_destroy(graph);
     /* Small tiles: every lane has work. */
     if (!status) status = sherl_program_set_tile_rows(built->program, LONGEST);
-    if (!status) status = sherl_trainer_create(built->program, &settings, NULL, &built->trainer);
+    if (!status) status = sherl_trainer_create(built->program, &settings, NULL, NULL, &built->trainer);
     if (!status) sherl_parameters_initialize(built->parameters, 3);
     return status;
 }
@@ -294,11 +294,11 @@ static void test_settings(void) {
     bad[11].optimizer = SHERL_SGD, bad[11].momentum = 1;
     for (int i = 0; i < 12; i++) {
         sherl_trainer *trainer = NULL;
-        check(sherl_trainer_create(built.program, &bad[i], NULL, &trainer) == SHERL_INVALID_ARGUMENT && !trainer,
+        check(sherl_trainer_create(built.program, &bad[i], NULL, NULL, &trainer) == SHERL_INVALID_ARGUMENT && !trainer,
               "settings outside their range are refused");
     }
     sherl_trainer *trainer = NULL;
-    check(sherl_trainer_create(built.program, &good, NULL, &trainer) == SHERL_OK, "good settings are taken");
+    check(sherl_trainer_create(built.program, &good, NULL, NULL, &trainer) == SHERL_OK, "good settings are taken");
     check(sherl_trainer_moment(trainer, 1, 0) && !sherl_trainer_moment(trainer, 2, 0), "Adam has two moments");
     sherl_trainer_destroy(trainer);
     destroy(&built);

@@ -10,7 +10,7 @@ from .. import _core
 from ..blocks.transformer import TransformerLayer
 from ..checks import flag, one_of, whole_number
 from ..features.features import Features
-from ..features.rows import offsets_of
+from ..features.rows import offsets_of, quantised
 from ..training.progress import progress_bar
 from .files import read_bert_config, read_bert_weights
 from .tokenization import Tokenizer, read_texts
@@ -19,7 +19,7 @@ __all__ = ["BertBackbone"]
 
 MOST_TOKENS = 512
 
-_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 
 
 class BertBackbone:
@@ -102,8 +102,8 @@ class BertBackbone:
             Texts that are computed at a time; the results do not depend on it.
         max_length : int, optional
             Tokens that are kept of a text; the model's limit when None.
-        dtype : {"float32", "float16", "bfloat16"}
-            How the states are stored; bfloat16 as uint16.
+        dtype : {"float32", "float16", "bfloat16", "int8"}
+            How the states are stored; bfloat16 as uint16, int8 with one scale a row.
         progress : bool
             Whether to show a progress bar, where tqdm is installed.
 
@@ -127,13 +127,14 @@ class BertBackbone:
         inputs = [np.concatenate(ids), positions, np.concatenate(types)]
         inputs = [np.ascontiguousarray(values, np.int32).reshape(-1, 1) for values in inputs]
         stored = [np.empty((int(offsets[-1]), self.hidden_size), _STORED[dtype]) for _ in states]
+        scales = [np.empty(len(array), np.float32) if dtype == "int8" else None for array in stored]
         with progress_bar(flag(progress, "progress"), len(ids), "extract") as bar, self._lock:
             for start in range(0, len(ids), batch_size):
                 stop = min(start + batch_size, len(ids))
-                self._run(states, offsets[start : stop + 1], inputs, stored)
+                self._run(states, offsets[start : stop + 1], inputs, stored, scales)
                 bar.update(stop - start)
         source = {"backbone": self.fingerprint, "states": states}
-        return Features(stored, lengths, dtype=dtype, source=source)
+        return Features(stored, lengths, dtype=None if dtype == "int8" else dtype, scales=scales, source=source)
 
     def encode(self, texts, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False):
         """Compute one vector a text: its last states, pooled.
@@ -156,12 +157,17 @@ class BertBackbone:
         pooled = features.pooled(how=how)
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
 
-    def _run(self, states, offsets, inputs, stored):
+    def _run(self, states, offsets, inputs, stored, scales):
         first, last = offsets[0], offsets[-1]
+        parts = [array[first:last] for array in stored]
+        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in parts]
         self._program(tuple(states)).forward(
             len(offsets) - 1, [None, offsets - first], [(values[first:last], None) for values in inputs],
-            [(array[first:last], None) for array in stored],
+            [(sink, None) for sink in sinks],
         )
+        for part, sink, scale in zip(parts, sinks, scales):
+            if scale is not None:
+                part[...], scale[first:last] = quantised(sink)
 
     def _program(self, states):
         if states not in self._programs:

@@ -164,10 +164,11 @@ class TransformerLayer(UnaryBlock):
     def _inputs(self):
         return [("x", self.features)]
 
-    def _build(self, graph, prefix, inputs):
+    def _build(self, graph, prefix, inputs, bfloat16=False):
         return graph.transformer_layer(
             prefix, inputs[0], self._frozen, heads=self.heads, intermediate=self.intermediate,
             activation=self.activation, eps=self.eps, dropout=self.dropout, attention_dropout=self.attention_dropout,
+            bfloat16=bfloat16,
         )
 
 

@@ -1,11 +1,23 @@
 """Features: hidden states of a frozen backbone for many samples, without padding."""
 
 import hashlib
+from functools import cached_property
 
 import numpy as np
 
 from ..checks import count_of, one_of, whole_number
-from .rows import Batch, offsets_of, read_mask, read_padded, read_reals, readable, select_rows, widened
+from .rows import (
+    Batch,
+    narrowed,
+    offsets_of,
+    read_mask,
+    read_padded,
+    read_reals,
+    read_scales,
+    readable,
+    select_rows,
+    widened,
+)
 
 __all__ = ["Features"]
 
@@ -26,6 +38,8 @@ class Features:
         Rows of each sample, one or more.
     dtype : {None, "bfloat16"}
         How to take uint16.
+    scales : sequence of array_like of float32, shape (rows,), or None, optional
+        Of each tap that is int8, one number a row by which its integers are multiplied; None for another tap.
     source : dict or None
         What the features were taken from; a network refuses features of another source than it was trained on.
 
@@ -37,7 +51,7 @@ class Features:
         Where shapes do not fit each other.
     """
 
-    def __init__(self, taps, lengths, *, dtype=None, source=None):
+    def __init__(self, taps, lengths, *, dtype=None, scales=None, source=None):
         lengths = np.asarray(lengths)
         if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu":
             raise ValueError(
@@ -45,9 +59,17 @@ class Features:
             )
         if lengths.min() < 1:
             raise ValueError(f"lengths must be 1 or more, got {lengths.min()} for sample {lengths.argmin()}")
-        arrays, elements = [], []
-        for number, tap in enumerate(_sequence(taps)):
-            array, element = read_reals(tap, f"taps[{number}]", dtype)
+        arrays, elements, taps = [], [], _sequence(taps)
+        given = [None] * len(taps) if scales is None else list(scales)
+        if len(given) != len(taps):
+            raise ValueError(f"scales must have an item for each of the {count_of(len(taps), 'tap')}, got {len(given)}")
+        for number, tap in enumerate(taps):
+            name = f"taps[{number}]"
+            if given[number] is None:
+                array, element = read_reals(tap, name, dtype)
+            else:
+                array, element = np.asarray(tap), "int8"
+                given[number] = read_scales(given[number], array, name)
             if array.ndim != 2 or array.shape[0] != lengths.sum() or array.shape[1] == 0:
                 raise ValueError(
                     f"taps[{number}] must have shape (rows, channels) with {lengths.sum()} rows, as many as lengths "
@@ -55,18 +77,19 @@ class Features:
                 )
             arrays.append(readable(array))
             elements.append(element)
-        self._set(arrays, elements, offsets_of(lengths), None, None, source)
+        self._set(arrays, elements, offsets_of(lengths), None, None, source, given)
 
-    def _set(self, arrays, elements, offsets, rows, samples, source):
+    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None):
         # Sample i of the selection is sample samples[i] of the whole; that has rows offsets[…] to offsets[… + 1] of
         # `rows`, which are row numbers of the arrays. None stands for 0, 1, 2 …
         self._arrays, self._elements = arrays, elements
         self._offsets, self._rows, self._samples = offsets, rows, samples
         self._source = source
+        self._scales = [None] * len(arrays) if scales is None else scales
         self._fingerprint = None
 
     def _with(self, **changes):
-        names = ("arrays", "elements", "offsets", "rows", "samples", "source")
+        names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales")
         made = Features.__new__(Features)
         made._set(**{name: changes.get(name, getattr(self, "_" + name)) for name in names})
         return made
@@ -100,8 +123,14 @@ class Features:
         return [array if rows is None else array[rows] for array in self._arrays]
 
     @property
+    def scales(self):
+        """For each tap what its rows are multiplied by, float32 of shape (rows,), where it is int8, else None."""
+        rows = self.batch().rows
+        return [array if rows is None or array is None else array[rows] for array in self._scales]
+
+    @property
     def dtypes(self):
-        """Name of the type of each tap; bfloat16 is held as uint16."""
+        """Name of the type of each tap; bfloat16 is held as uint16, int8 with `scales`."""
         return list(self._elements)
 
     @property
@@ -115,6 +144,11 @@ class Features:
         lengths = np.diff(self._offsets)
         return lengths if self._samples is None else lengths[self._samples]
 
+    @cached_property
+    def longest(self):
+        """Rows of the longest sample."""
+        return int(self.lengths.max())
+
     @property
     def offsets(self):
         """Where each sample's rows begin in `taps`, int64 of shape (samples + 1,)."""
@@ -127,8 +161,9 @@ class Features:
 
     @property
     def nbytes(self):
-        """Bytes of the rows of these samples in all taps."""
-        return int(self.lengths.sum()) * sum(array.shape[1] * array.itemsize for array in self._arrays)
+        """Bytes of the rows of these samples in all taps, scales included."""
+        scales = sum(array.itemsize for array in self._scales if array is not None)
+        return int(self.lengths.sum()) * (scales + sum(array.shape[1] * array.itemsize for array in self._arrays))
 
     @property
     def fingerprint(self):
@@ -136,7 +171,7 @@ class Features:
         if self._fingerprint is None:
             digest = hashlib.sha256(repr((self.dtypes, self.channels)).encode())
             digest.update(np.ascontiguousarray(self.lengths))
-            for array in self._arrays:
+            for array in [*self._arrays, *(array for array in self._scales if array is not None)]:
                 for rows in self._pieces(array):
                     digest.update(np.ascontiguousarray(rows))
             self._fingerprint = digest.hexdigest()
@@ -188,8 +223,31 @@ class Features:
         return self._with(
             arrays=[self._arrays[number] for number in numbers],
             elements=[self._elements[number] for number in numbers],
+            scales=[self._scales[number] for number in numbers],
             source=source,
         )
+
+    def astype(self, dtype):
+        """Store the taps in another type.
+
+        Parameters
+        ----------
+        dtype : {"float32", "float16", "bfloat16", "int8"}
+            bfloat16 is held as uint16. int8 comes with one scale a row: the row's largest magnitude divided by 127.
+
+        Returns
+        -------
+        Features
+            Of these samples alone, in arrays of its own.
+        """
+        one_of(dtype, "dtype", ("float32", "float16", "bfloat16", "int8"))
+        arrays, scales = [], []
+        for array, element, old in zip(self.taps, self._elements, self.scales):
+            made, scale = narrowed(widened(array, element, old), dtype)
+            arrays.append(made)
+            scales.append(scale)
+        return Features(arrays, self.lengths, dtype=dtype if dtype == "bfloat16" else None, scales=scales,
+                        source=self.source)
 
     def pooled(self, tap=-1, how="mean"):
         """Reduce each sample's rows of one tap to one.
@@ -206,15 +264,15 @@ class Features:
         """
         one_of(how, "how", ("mean", "first", "max"))
         tap = whole_number(tap, "tap", -len(self._arrays), len(self._arrays) - 1)
-        array, element = self._arrays[tap], self._elements[tap]
+        array, element, scales = self._arrays[tap], self._elements[tap], self._scales[tap]
         if how == "first":
             batch = self.batch()
             first = batch.offsets[:-1] if batch.rows is None else batch.rows[batch.offsets[:-1]]
-            return widened(array[first], element)
+            return widened(array[first], element, None if scales is None else scales[first])
         pooled = []
         for start in range(0, len(self), _CHUNK):
             batch = self.batch(np.arange(start, min(start + _CHUNK, len(self))))
-            rows = widened(array[batch.rows], element)
+            rows = widened(array[batch.rows], element, None if scales is None else scales[batch.rows])
             if how == "max":
                 pooled.append(np.maximum.reduceat(rows, batch.offsets[:-1], axis=0))
             else:
@@ -244,7 +302,10 @@ class Features:
 
     def sources(self, batch):
         """Return every tap's array with the rows that a batch takes of it."""
-        return [(array, batch.rows) for array in self._arrays]
+        return [
+            (array, batch.rows) if scales is None else (array, batch.rows, scales)
+            for array, scales in zip(self._arrays, self._scales)
+        ]
 
     def _pieces(self, array):
         for start in range(0, len(self), _CHUNK):

@@ -78,8 +78,47 @@ def readable(matrix):
     return matrix if whole and matrix.flags.aligned else np.require(matrix, requirements=["C", "A"])
 
 
-def widened(array, element):
-    """Return reals as float32 (float64 stays)."""
+def quantised(rows):
+    """Return reals (rows, channels) as int8 and one float32 scale a row: the largest magnitude becomes 127."""
+    scales = (np.abs(rows).max(axis=1) / 127).astype(np.float32)
+    if not np.isfinite(scales).all():
+        raise ValueError("taps must be finite to be stored as int8")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        integers = np.where(scales[:, None] > 0, np.rint(rows / scales[:, None]), 0)
+    return np.clip(integers, -127, 127).astype(np.int8), scales
+
+
+def narrowed(rows, dtype):
+    """Return reals (rows, channels) as `dtype`, rounded to the nearest even, and the scales of int8, else None."""
+    if dtype == "int8":
+        return quantised(rows)
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):
+            return rows.astype(dtype), None
+    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + (bits >> 16 & 1)).astype(np.uint32)) >> 16
+    return np.where(np.isnan(rows), bits >> 16 | 0x40, rounded).astype(np.uint16), None
+
+
+def read_scales(values, array, name):
+    """Return the scales of an int8 array, checked."""
+    if array.dtype != np.int8:
+        raise TypeError(f"{name} must hold int8, since it comes with scales, got dtype {array.dtype}")
+    scales = np.asarray(values)
+    if scales.dtype != np.float32 or scales.shape != array.shape[:1]:
+        raise ValueError(
+            f"scales of {name} must be float32 of shape ({len(array)},), one a row, got {scales.dtype} of shape "
+            f"{scales.shape}"
+        )
+    if not np.isfinite(scales).all() or (scales < 0).any():
+        raise ValueError(f"scales of {name} must be finite and 0 or more")
+    return np.require(scales.astype(scales.dtype.newbyteorder("="), copy=False), requirements=["C", "A"])
+
+
+def widened(array, element, scales=None):
+    """Return reals as float32 (float64 stays); int8 with the scales of its rows."""
+    if element == "int8":
+        return array * scales[:, None]
     if element == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32) if element == "float16" else array

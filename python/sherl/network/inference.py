@@ -8,6 +8,7 @@ from ..blocks.weights import trainable_names
 from ..checks import flag, seed_number
 from ..features.features import Features, as_features
 from ..training import scoring
+from ..training.budget import read_budget
 from ..training.labelled import Labelled
 from ..training.metrics import default_metrics
 
@@ -15,7 +16,7 @@ from ..training.metrics import default_metrics
 class Inference:
     """The part of a network that leaves its weights as they are."""
 
-    def forward(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+    def forward(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
         """Compute the outputs of the head.
 
         Parameters
@@ -26,6 +27,8 @@ class Inference:
             With padded arrays: 1 where a row is meant; others are left out.
         batch_size : int
             Samples that are computed at a time; the results do not depend on it.
+        memory_budget : int or str, optional
+            Bound on trained weights and workspace, as for `fit`.
         dtype : {None, "bfloat16"}
             How to take uint16.
 
@@ -35,14 +38,14 @@ class Inference:
         """
         features = self._features(taps, mask, dtype)
         with self._lock:
-            return scoring.outputs_of(self, features, batch_size)
+            return scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
 
-    def predict(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+    def predict(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
         """Predict class numbers, or numbers.
 
         Parameters
         ----------
-        taps, mask, batch_size, dtype
+        taps, mask, batch_size, memory_budget, dtype
             As for `forward`.
 
         Returns
@@ -51,14 +54,15 @@ class Inference:
             Of a classifier int64 (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
             regressor float32 (samples,), or (samples, outputs) with several.
         """
-        return self.head._predicted(self.forward(taps, mask, batch_size=batch_size, dtype=dtype))
+        return self.head._predicted(self.forward(
+            taps, mask, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
 
-    def predict_proba(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+    def predict_proba(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
         """Compute class probabilities.
 
         Parameters
         ----------
-        taps, mask, batch_size, dtype
+        taps, mask, batch_size, memory_budget, dtype
             As for `forward`.
 
         Returns
@@ -71,15 +75,16 @@ class Inference:
         TypeError
             Where the head is not a classifier.
         """
-        return self.head._probabilities(self.forward(taps, mask, batch_size=batch_size, dtype=dtype))
+        return self.head._probabilities(self.forward(
+            taps, mask, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
 
     def evaluate(self, taps, labels, mask=None, *, metrics=None, sample_weight=None,
-                 batch_size=scoring.BATCH_SIZE, dtype=None):
+                 batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
         """Compute the mean loss and metrics.
 
         Parameters
         ----------
-        taps, mask, batch_size, dtype
+        taps, mask, batch_size, memory_budget, dtype
             As for `forward`.
         labels : array_like
             As for `fit`.
@@ -97,14 +102,14 @@ class Inference:
         functions = scoring.metric_functions(metrics, self.head.task)
         labelled = Labelled(self, taps, labels, mask, sample_weight, dtype)
         with self._lock:
-            return scoring.scores_of(self, labelled, functions, batch_size)
+            return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget))
 
-    def score(self, taps, labels, mask=None, *, batch_size=scoring.BATCH_SIZE, dtype=None):
+    def score(self, taps, labels, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
         """Compute the first of the task's metrics: accuracy, or Pearson's correlation.
 
         Parameters
         ----------
-        taps, labels, mask, batch_size, dtype
+        taps, labels, mask, batch_size, memory_budget, dtype
             As for `evaluate`.
 
         Returns
@@ -112,7 +117,8 @@ class Inference:
         float
         """
         name = default_metrics(self.head.task)[0]
-        return self.evaluate(taps, labels, mask, metrics=name, batch_size=batch_size, dtype=dtype)[name]
+        return self.evaluate(taps, labels, mask, metrics=name, batch_size=batch_size, memory_budget=memory_budget,
+                             dtype=dtype)[name]
 
     def loss_and_gradients(self, taps, labels, mask=None, *, training=False, sample_weight=None, seed=0, dtype=None):
         """Compute the mean loss of a batch and its gradient.

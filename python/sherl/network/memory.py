@@ -5,27 +5,37 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..checks import one_of, whole_number
+from ..training.budget import read_budget
 from ..training.optimizers import MOMENTS
 
 MIB = 2**20
+BLAS_BUFFER = 3 * 2**19  # of the 32 MiB that OpenBLAS reserves for a thread, what products of these sizes touch
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes that training steps on batches of one size take, above those of the taps.
 
+    A memory budget bounds `parameters`, `gradients`, `optimizer` and `workspace`.
+
     Attributes
     ----------
     frozen_weights : int
         Weights of frozen layers; they are the caller's arrays, counted here whether shared or not.
-    parameters, gradients, optimizer : int
-        Trained weights, their gradients, and the optimizer's state.
+    parameters, optimizer : int
+        Trained weights and the optimizer's state.
+    gradients : int
+        Gradients of the trained weights, once for each of the `lanes`.
     workspace : int
         Activations of the tiles that are computed at one time. It does not grow with the batch.
+    blas : int
+        Buffers that OpenBLAS packs matrices into, one a thread; the process has them once, whatever uses it.
+    staging : int
+        The part of the workspace where taps of other types than float32, or with rows left out, are laid out.
     tile_rows : int
-        Rows of the largest tile.
-    workers : int
-        Tiles that are computed at one time.
+        Most rows of a tile.
+    lanes, workers : int
+        Sums that gradients are gathered in, and tiles that are computed at one time.
     """
 
     frozen_weights: int
@@ -33,13 +43,16 @@ class MemoryPlan:
     gradients: int
     optimizer: int
     workspace: int
+    blas: int
+    staging: int
     tile_rows: int
+    lanes: int
     workers: int
 
     @property
     def total(self):
-        """Bytes in all."""
-        return self.frozen_weights + self.parameters + self.gradients + self.optimizer + self.workspace
+        """Bytes in all; `staging` lies in `workspace` and is not added."""
+        return sum(getattr(self, kind) for kind in _KINDS)
 
     def to_dict(self):
         """Return bytes by kind.
@@ -48,28 +61,43 @@ class MemoryPlan:
         -------
         dict of str to int
         """
-        kinds = ("frozen_weights", "parameters", "gradients", "optimizer", "workspace", "total")
-        return {kind: getattr(self, kind) for kind in kinds}
+        return {kind: getattr(self, kind) for kind in (*_KINDS, "total")}
 
     def __repr__(self):
         lines = [f"  {kind.replace('_', ' '):15}{size / MIB:10.2f} MiB" for kind, size in self.to_dict().items()]
-        where = f"MemoryPlan: {self.workers} x tiles of up to {self.tile_rows} rows at a time"
+        where = f"MemoryPlan: {self.workers} x tiles of up to {self.tile_rows} rows at a time, {self.lanes} gradient lanes"
         return "\n".join([where, *lines])
 
 
-def plan(network, batch_size, tokens, optimizer):
+_KINDS = ("frozen_weights", "parameters", "gradients", "optimizer", "workspace", "blas")
+
+
+def plan(network, batch_size, tokens, optimizer, memory_budget):
     """Return the memory plan for batches of `batch_size` samples of `tokens` rows."""
     one_of(optimizer, "optimizer", tuple(MOMENTS))
     batch_size = whole_number(batch_size, "batch_size", 1)
-    offsets = np.arange(batch_size + 1, dtype=np.int64) * whole_number(tokens, "tokens", 1)
-    report = network._programs.loss_gradient(True).memory(batch_size, [None, offsets])
+    tokens = whole_number(tokens, "tokens", 1)
+    offsets = np.arange(batch_size + 1, dtype=np.int64) * tokens
+    program = network._programs.loss_gradient(True)
+    report = program.memory(batch_size, [None, offsets])
+    state = MOMENTS[optimizer] * (report["gradients"] // report["lanes"])
+    budget = read_budget(memory_budget, state)
+    if budget is not None:
+        program.set_memory_budget(budget.room(program, tokens))
+        try:
+            report = program.memory(batch_size, [None, offsets])
+        finally:
+            program.set_memory_budget(0)
     return MemoryPlan(
         frozen_weights=report["frozen_weights"],
         parameters=report["parameters"],
         gradients=report["gradients"],
-        optimizer=MOMENTS[optimizer] * report["parameters"],
+        optimizer=state,
         workspace=report["arenas"],
+        blas=report["workers"] * BLAS_BUFFER,
+        staging=report["staging"],
         tile_rows=report["tile_rows"],
+        lanes=report["lanes"],
         workers=report["workers"],
     )
 

@@ -1,6 +1,9 @@
 """The compiled graphs of a network, by purpose."""
 
+from contextlib import contextmanager
+
 from .. import _core
+from ..blocks.transformer import TransformerLayer
 
 _TOKENS = "tokens"
 
@@ -12,10 +15,13 @@ class Programs:
     ----------
     early, late, head
         The blocks.
+    bfloat16 : bool
+        Whether frozen late layers multiply in bfloat16.
     """
 
-    def __init__(self, early, late, head):
+    def __init__(self, early, late, head, bfloat16=False):
         self._early, self._late, self._head = early, late, head
+        self._bfloat16 = bfloat16
         self.store = _core.Parameters()
         self._graph(False, loss=True, output=True, taps_gradient=False)  # its parameters are now in the store
         self._compiled = {}
@@ -41,6 +47,30 @@ class Programs:
         """Return the program from taps, labels and weights to the loss and its gradient."""
         return self._program(training=training, gradient=True, loss=True, output=False)
 
+    @contextmanager
+    def bounded(self, program, budget, features):
+        """Bound what the network holds while one of its programs runs.
+
+        Parameters
+        ----------
+        program : _core.Program
+        budget : Budget or None
+            None for no bound.
+        features : Features
+            The samples of all batches to come.
+        """
+        if budget is None:
+            yield
+            return
+        for other in self._compiled.values():
+            if other is not program and other.nbytes:
+                other.release_workspace()
+        program.set_memory_budget(budget.room(program, features.longest))
+        try:
+            yield
+        finally:
+            program.set_memory_budget(0)
+
     def _program(self, *, training, gradient, loss, output, taps_gradient=False):
         key = training, gradient, loss, output, taps_gradient
         if key not in self._compiled:
@@ -56,7 +86,9 @@ class Programs:
         # The early block stands in for what the first late layer would have received: the last tap.
         x = [*taps, taps[-1]]
         for prefix, block in self.parts():
-            x = [block._build(graph, prefix, x)]
+            frozen = isinstance(block, TransformerLayer) and not block.trainable
+            options = {"bfloat16": self._bfloat16} if frozen else {}
+            x = [block._build(graph, prefix, x, **options)]
         if output:
             graph.output(x[0])
         if loss:

@@ -24,6 +24,7 @@ def describe(network):
         "early": _described(network.early),
         "late": [{**_described(layer), "frozen": layer.fingerprint} for layer in network.late],
         "head": _described(network.head),
+        "late_dtype": network.late_dtype,
         "seed": network.seed,
         "features": network.features_source,
     }
@@ -39,13 +40,14 @@ def save(network, folder):
     write_files(folder, {WEIGHTS: weights, CONFIG: text.encode()})
 
 
-def load(kind, folder, backbone):
+def load(kind, folder, backbone, late_dtype):
     """Return the network of a folder."""
     safetensors = import_safetensors("loading a network")
     folder = Path(folder)
     config = read_config(folder / CONFIG)
     layers = _offered(backbone)
     arrays = read_weights(safetensors, folder / WEIGHTS)
+    config["late_dtype"] = config.get("late_dtype", "float32") if late_dtype is None else late_dtype
     network = _build(kind, config, layers, folder / CONFIG, sum(array.size for array in arrays.values()))
     network.features_source = config["features"]
     if hasattr(backbone, "fingerprint"):
@@ -132,7 +134,7 @@ def _build(kind, config, layers, path, stored):
         least = sum(block._least_parameters() for block in (early, *late, head))
         if least > stored:
             raise ValueError(f"it has {least:,} parameters or more, but {WEIGHTS} holds {stored:,} numbers")
-        return kind(early, late, head, seed=config["seed"])
+        return kind(early, late, head, seed=config["seed"], late_dtype=config["late_dtype"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not make a network: {error}") from error
 

@@ -2,12 +2,13 @@
 
 import threading
 
+from .. import _core
 from ..blocks.block import count_owned
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
 from ..blocks.transformer import TransformerLayer
 from ..blocks.weights import load_state, read_state
-from ..checks import flag, seed_number
+from ..checks import flag, one_of, seed_number
 from ..training.fit import Fit, read_validation
 from ..training.labelled import Labelled
 from ..training.optimizers import NO_DECAY, OptimizerSettings
@@ -34,6 +35,10 @@ class SideNetwork(Inference):
     head : Classifier or Regressor
     seed : int
         Of the first weights. Blocks that were used or loaded before keep their weights.
+    late_dtype : {"float32", "bfloat16"}
+        In which the linear maps of frozen late layers multiply. With "bfloat16" their factors are rounded to eight bits,
+        sums stay in float32, and the weights are kept in both types; it is about twice as fast where the processor has
+        the AVX512-BF16 instructions (`show_config` tells), and not available elsewhere.
 
     Attributes
     ----------
@@ -43,7 +48,7 @@ class SideNetwork(Inference):
         What the features that the network was trained on were taken from.
     """
 
-    def __init__(self, early, late=(), head=None, seed=0):
+    def __init__(self, early, late=(), head=None, seed=0, late_dtype="float32"):
         if not isinstance(early, MTSA):
             raise TypeError(f"early must be an MTSA, got {type(early).__name__}")
         if not isinstance(head, Head):
@@ -52,10 +57,14 @@ class SideNetwork(Inference):
             raise TypeError(f"late must be a sequence of layers, got {type(late).__name__}")
         self.early, self.late, self.head = early, list(late), head
         self.seed = seed_number(seed)
+        self.late_dtype = one_of(late_dtype, "late_dtype", ("float32", "bfloat16"))
+        if late_dtype == "bfloat16" and not _core.config()["bfloat16"]:
+            raise ValueError("late_dtype \"bfloat16\" is not available on this processor, which lacks the AVX512-BF16 "
+                             "instructions: use \"float32\"")
         self.features_source = None
         self._lock = threading.RLock()
         self._check_blocks()
-        self._programs = Programs(early, self.late, head)
+        self._programs = Programs(early, self.late, head, bfloat16=late_dtype == "bfloat16")
         self._gather()
 
     def _check_blocks(self):
@@ -96,7 +105,8 @@ class SideNetwork(Inference):
             weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0, accumulate=1,
             betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None, metrics=None,
             monitor=None, patience=None, restore_best=None, callbacks=(), progress=True, sample_weight=None, seed=0,
-            bucket_by_length=False, checkpoint=None, checkpoint_every=None, resume_from=None, dtype=None):
+            bucket_by_length=False, checkpoint=None, checkpoint_every=None, resume_from=None,
+            memory_budget=None, dtype=None):
         """Train the network.
 
         The same arguments give the same bits, whatever the number of threads. An interrupt (Ctrl-C) ends the training
@@ -165,6 +175,11 @@ class SideNetwork(Inference):
         resume_from : str or path-like, optional
             Folder of a checkpoint of the same training, to go on from there; the outcome has the same bits as without
             the break.
+        memory_budget : int or str, optional
+            Bytes, or text like "256 MiB" or "1.5 GB", that trained weights, their gradients, the optimizer's state and
+            the workspace stay within, those of validation included. The taps, frozen weights and copies of the weights
+            that Python holds do not count. Smaller tiles and fewer gradient lanes make it fit; they depend on the
+            batches and the budget but not on the number of threads, so the last bits do too.
         dtype : {None, "bfloat16"}
             How to take uint16 taps.
 
@@ -177,7 +192,8 @@ class SideNetwork(Inference):
         FloatingPointError
             Where a loss or a gradient is not finite.
         ValueError
-            Where an argument does not fit, or the checkpoint is not of this training.
+            Where an argument does not fit, the checkpoint is not of this training, or `memory_budget` is less than
+            the least possible, which is then named.
         """
         settings = OptimizerSettings(
             optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay, no_decay=no_decay, betas=betas,
@@ -189,12 +205,12 @@ class SideNetwork(Inference):
             self, labelled, read_validation(self, validation, dtype), settings, epochs=epochs, batch_size=batch_size,
             accumulate=accumulate, metrics=metrics, monitor=monitor, patience=patience, restore_best=restore_best,
             callbacks=callbacks, progress=progress, seed=seed, bucket_by_length=bucket_by_length, checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every, resume_from=resume_from,
+            checkpoint_every=checkpoint_every, resume_from=resume_from, memory_budget=memory_budget,
         ).run()
 
     def stepper(self, *, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, no_decay=(), betas=(0.9, 0.999),
                 eps=1e-8, momentum=0.0, clip_norm=None, schedule="constant", warmup=0, total_steps=0, step_every=None,
-                step_factor=0.1, seed=0):
+                step_factor=0.1, seed=0, memory_budget=None):
         """Make an object that takes one optimizer step at each call, for training loops of one's own.
 
         Parameters
@@ -208,6 +224,8 @@ class SideNetwork(Inference):
             Length of the whole training, for schedules that need it.
         seed : int
             Of dropout.
+        memory_budget : int or str, optional
+            As for `fit`.
 
         Returns
         -------
@@ -219,7 +237,8 @@ class SideNetwork(Inference):
             eps=eps, momentum=momentum, clip_norm=clip_norm, schedule=schedule, warmup=warmup, step_every=step_every,
             step_factor=step_factor,
         )
-        return Stepper(self, settings, total_steps=total_steps, seed=seed)
+        return Stepper(self, settings, total_steps=total_steps, seed=seed, memory_budget=memory_budget)
+
     # Weights.
 
     def state_dict(self):
@@ -275,7 +294,7 @@ class SideNetwork(Inference):
         trained, total = self.num_parameters(), self.num_parameters(trainable_only=False)
         print(f"trained parameters: {trained:,} of {total:,} ({100 * trained / total:.2f} %)")
 
-    def memory_plan(self, *, batch_size=32, tokens=128, optimizer="adamw"):
+    def memory_plan(self, *, batch_size=32, tokens=128, optimizer="adamw", memory_budget=None):
         """Tell what memory training will take, above that of the taps.
 
         Parameters
@@ -285,14 +304,21 @@ class SideNetwork(Inference):
         tokens : int
             Rows of a sample.
         optimizer : {"adamw", "adam", "sgd"}
+        memory_budget : int or str, optional
+            As for `fit`.
 
         Returns
         -------
         MemoryPlan
             Bytes by kind, with `total`.
+
+        Raises
+        ------
+        ValueError
+            Where `memory_budget` is less than the least possible, which is then named.
         """
         with self._lock:
-            return memory.plan(self, batch_size, tokens, optimizer)
+            return memory.plan(self, batch_size, tokens, optimizer, memory_budget)
 
     def summary(self):
         """Describe the blocks in a table.
@@ -307,7 +333,7 @@ class SideNetwork(Inference):
         return saving.describe(self)
 
     def __reduce__(self):
-        return _restored, (type(self), self.early, self.late, self.head, self.seed, self.features_source)
+        return _restored, (type(self), self.early, self.late, self.head, self.seed, self.features_source, self.late_dtype)
 
     def __repr__(self):
         return f"SideNetwork\n{self.summary()}"
@@ -332,7 +358,7 @@ class SideNetwork(Inference):
         saving.save(self, folder)
 
     @classmethod
-    def from_pretrained(cls, folder, backbone=None):
+    def from_pretrained(cls, folder, backbone=None, late_dtype=None):
         """Load a network that `save_pretrained` wrote.
 
         Parameters
@@ -340,6 +366,8 @@ class SideNetwork(Inference):
         folder : str or path-like
         backbone : backbone of `load_backbone`, or sequence of TransformerLayer, optional
             Where the frozen late layers are; needed when the network has some.
+        late_dtype : {None, "float32", "bfloat16"}
+            As for the network itself; that of the saved network when None.
 
         Returns
         -------
@@ -353,10 +381,10 @@ class SideNetwork(Inference):
         ImportError
             Without the safetensors package.
         """
-        return saving.load(cls, folder, backbone)
+        return saving.load(cls, folder, backbone, late_dtype)
 
 
-def _restored(kind, early, late, head, seed, source):
-    network = kind(early, late, head, seed)
+def _restored(kind, early, late, head, seed, source, late_dtype):
+    network = kind(early, late, head, seed, late_dtype)
     network.features_source = source
     return network

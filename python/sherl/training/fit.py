@@ -24,7 +24,7 @@ class Fit:
 
     def __init__(self, network, labelled, validation, settings, *, epochs, batch_size, accumulate, metrics, monitor,
                  patience, restore_best, callbacks, progress, seed, bucket_by_length, checkpoint, checkpoint_every,
-                 resume_from):
+                 resume_from, memory_budget=None):
         self.network, self.labelled, self.validation = network, labelled, validation
         self.epochs = whole_number(epochs, "epochs", 1)
         self.batch_size = whole_number(batch_size, "batch_size", 1)
@@ -47,7 +47,8 @@ class Fit:
 
         batches = -(-len(labelled) // self.batch_size)
         self.total_steps = self.epochs * -(-batches // self.accumulate)
-        self.stepper = Stepper(network, settings, self.total_steps, self.accumulate, self.seed)
+        self.stepper = Stepper(network, settings, self.total_steps, self.accumulate, self.seed, memory_budget)
+        self._check_budget()
         self.settings = settings
         self.history = History(self._monitor(monitor))
         self.state = FitState(network, self.history, self.epochs, self.total_steps)
@@ -74,6 +75,14 @@ class Fit:
             load_state(self.network._programs.store, "", self.best_weights, strict=True)
         self._call("on_fit_end")
         return self.history
+
+    def _check_budget(self):
+        """Raise where a sample does not fit the memory budget."""
+        programs, budget = self.network._programs, self.stepper.budget
+        if budget is not None:
+            budget.room(self.stepper.program, self.labelled.features.longest)
+        if budget is not None and self.validation is not None:
+            budget.room(programs.evaluation(), self.validation.features.longest)
 
     def _run_epoch(self):
         self.state.epoch = self.epoch + 1
@@ -122,7 +131,7 @@ class Fit:
                  "learning_rate": self.state.learning_rate, "seconds": time.perf_counter() - started}
         if self.validation is not None:
             with self.network._lock:
-                scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE)
+                scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE, self.stepper.budget)
             entry.update({_PREFIX + name: value for name, value in scores.items()})
         self.history.epochs.append(entry)
         self.state.metrics = entry
@@ -147,11 +156,7 @@ class Fit:
     def _monitor(self, monitor):
         if self.validation is None:
             return None
-        names = ["loss", *self.metrics]
-        chosen = ([*self.metrics, "loss"][0] if monitor is None else str(monitor)).removeprefix(_PREFIX)
-        if chosen not in names:
-            raise ValueError(f"monitor must be one of {', '.join(names)}, got {monitor!r}")
-        return _PREFIX + chosen
+        return monitor_name(monitor, self.metrics)
 
     def _validated(self):
         entry = self.history.epochs[-1] if self.history.epochs else {}
@@ -222,6 +227,15 @@ class Fit:
         self.history = self.state.history = history
         self.state.step = steps
         self.state.metrics = history.epochs[-1] if history.epochs else {}
+
+
+def monitor_name(monitor, metrics):
+    """Return the entry of an epoch that a `monitor` argument means; the first metric where it is None."""
+    names = ["loss", *metrics]
+    chosen = ([*metrics, "loss"][0] if monitor is None else str(monitor)).removeprefix(_PREFIX)
+    if chosen not in names:
+        raise ValueError(f"monitor must be one of {', '.join(names)}, got {monitor!r}")
+    return _PREFIX + chosen
 
 
 def read_validation(network, validation, dtype):

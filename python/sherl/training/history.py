@@ -25,7 +25,7 @@ class History:
     interrupted : bool
         Whether the training ended early by an interrupt (Ctrl-C).
     stopped : str or None
-        Why the training ended before its last epoch: "patience", "callback", "interrupt".
+        Why the training ended before its last epoch: "patience", "callback", "interrupt", or in a sweep "not finite".
     """
 
     def __init__(self, monitor=None):

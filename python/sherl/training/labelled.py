@@ -60,12 +60,15 @@ class Labelled:
             (samples, offsets, inputs)
         """
         batch = self.features.batch(index)
+        return batch.samples, batch.spaces, [*self.features.sources(batch), *self.targets(index, total)]
+
+    def targets(self, index=None, total=None):
+        """Return labels and weights of some samples as a program's inputs; the arguments are those of `batch`."""
         weights = self.weights if index is None else self.weights[index]
         total = self.share(index) if total is None else total
         # Where every weight is zero, so is every loss, whatever it is divided by.
         scaled = (weights / (total or 1.0)).astype(_core.REAL).reshape(-1, 1)
-        inputs = [*self.features.sources(batch), (self.labels, index), (scaled, None)]
-        return batch.samples, batch.spaces, inputs
+        return [(self.labels, index), (scaled, None)]
 
 
 def _sample_weights(values, samples):

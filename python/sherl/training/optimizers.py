@@ -77,8 +77,8 @@ class OptimizerSettings:
         if self.schedule == "step" and self.step_every is None:
             raise ValueError("schedule 'step' needs step_every, the number of steps after which the rate changes")
 
-    def trainer(self, program, names, total_steps):
-        """Return a trainer over a program; `names` are its trainable parameters."""
+    def trainer(self, program, names, total_steps, prefix=""):
+        """Return a trainer of the parameters `names`, which the program knows under a prefix."""
         if self.schedule in ("linear", "cosine") and not total_steps:
             raise ValueError(f"schedule {self.schedule!r} needs total_steps, the number of steps of the whole training")
         if isinstance(self.warmup, float) and self.warmup and not total_steps:
@@ -91,7 +91,8 @@ class OptimizerSettings:
             momentum=self.momentum, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
             clip_norm=self.clip_norm or 0.0, schedule=self.schedule, warmup_steps=warmup, total_steps=total_steps,
             step_every=self.step_every or 0, step_factor=self.step_factor,
-            no_decay=[name for name in names if any(fnmatchcase(name, pattern) for pattern in self.no_decay)],
+            parameters=[prefix + name for name in names],
+            no_decay=[prefix + name for name in names if any(fnmatchcase(name, pattern) for pattern in self.no_decay)],
         )
 
 

@@ -18,25 +18,27 @@ def batches(samples, batch_size):
         yield np.arange(start, min(start + batch_size, samples))
 
 
-def outputs_of(network, features, batch_size):
+def outputs_of(network, features, batch_size, budget=None):
     """Return the outputs of the head, (samples, outputs)."""
     outputs = np.empty((len(features), network.head.out_features), _core.REAL)
     program = network._programs.output()
-    for index in batches(len(features), batch_size):
-        batch = features.batch(index)
-        sink = outputs[index[0] : index[-1] + 1], None
-        program.forward(batch.samples, batch.spaces, features.sources(batch), [sink])
+    with network._programs.bounded(program, budget, features):
+        for index in batches(len(features), batch_size):
+            batch = features.batch(index)
+            sink = outputs[index[0] : index[-1] + 1], None
+            program.forward(batch.samples, batch.spaces, features.sources(batch), [sink])
     return outputs
 
 
-def scores_of(network, labelled, metrics, batch_size):
+def scores_of(network, labelled, metrics, batch_size, budget=None):
     """Return {"loss": …} and the value of each metric function over labelled samples."""
     outputs = np.empty((len(labelled), network.head.out_features), _core.REAL)
     program = network._programs.evaluation()
     total, losses = labelled.share(), []
-    for index in batches(len(labelled), batch_size):
-        sink = outputs[index[0] : index[-1] + 1], None
-        losses.append(program.forward(*labelled.batch(index, total), [sink]))
+    with network._programs.bounded(program, budget, labelled.features):
+        for index in batches(len(labelled), batch_size):
+            sink = outputs[index[0] : index[-1] + 1], None
+            losses.append(program.forward(*labelled.batch(index, total), [sink]))
     return {"loss": math.fsum(losses), **network.head._scores(metrics, outputs, labelled.labels)}
 
 

@@ -4,6 +4,7 @@ import math
 
 from ..blocks.weights import trainable_names
 from ..checks import seed_number, whole_number
+from .budget import read_budget
 from .labelled import Labelled
 
 
@@ -18,7 +19,7 @@ class Stepper:
         Norm of the last step's gradient before clipping.
     """
 
-    def __init__(self, network, settings, total_steps=0, accumulate=1, seed=0):
+    def __init__(self, network, settings, total_steps=0, accumulate=1, seed=0, memory_budget=None):
         self.network, self.settings = network, settings
         self.accumulate = whole_number(accumulate, "accumulate", 1)
         self.seed = seed_number(seed)
@@ -27,6 +28,7 @@ class Stepper:
             program = network._programs.loss_gradient(training=True)
             self.names = trainable_names(network._programs.store)
             self.trainer = settings.trainer(program, self.names, whole_number(total_steps, "total_steps"))
+        self.program, self.budget = program, read_budget(memory_budget, self.trainer.nbytes)
 
     @property
     def steps(self):
@@ -75,7 +77,7 @@ class Stepper:
             The mean loss over all parts.
         """
         total = math.fsum(labelled.share(part) for part in parts)
-        with self.network._lock:
+        with self.network._lock, self.network._programs.bounded(self.program, self.budget, labelled.features):
             try:
                 losses = [
                     self.trainer.accumulate(*labelled.batch(part, total), seed=self.seed,

@@ -74,6 +74,11 @@ void SHERL_KERNEL(widen)(sherl_element element, const void *source, sherl_real *
     }
 }
 
+void SHERL_KERNEL(widen_int8)(const int8_t *source, float scale, sherl_real *destination, size_t channels) {
+#pragma omp simd
+    for (size_t c = 0; c < channels; c++) destination[c] = (sherl_real)scale * (sherl_real)source[c];
+}
+
 void SHERL_KERNEL(narrow)(sherl_element element, const sherl_real *source, void *destination, size_t channels) {
     if (element == SHERL_FLOAT16) {
         uint16_t *halves = destination;

@@ -79,8 +79,20 @@ typedef struct sherl_kernels {
     void (*add_narrow_outer)(const sherl_real *dz, const sherl_real *x, size_t rows, size_t in, size_t out,
                              sherl_real *dweight);
 
+    /* --- bfloat16_product.c --- NULL where the processor has no such instructions, and in float64 */
+    /* packed = the matrix of depth x columns whose element (k, c) is at matrix[k * depth_stride + c * column_stride], in
+     * panels of columns rounded to bfloat16; sherl_bfloat16_packed_size says how many elements that takes */
+    void (*bfloat16_pack)(const sherl_real *matrix, size_t depth, size_t columns, size_t depth_stride,
+                          size_t column_stride, uint16_t *packed);
+    /* c (+)= x matrix, x rounded to bfloat16, sums in float32; x: (rows, depth), c: (rows, columns) with rows `stride`
+     * apart. `packed` may start at any panel. scratch holds SHERL_BFLOAT16_SCRATCH elements. */
+    void (*bfloat16_product)(const sherl_real *x, size_t rows, size_t depth, const uint16_t *packed, size_t columns,
+                             sherl_real *c, size_t stride, bool accumulate, uint16_t *scratch);
+
     /* --- convert.c --- one row of `channels` elements */
     void (*widen)(sherl_element element, const void *source, sherl_real *destination, size_t channels);
+    /* destination = scale * source */
+    void (*widen_int8)(const int8_t *source, float scale, sherl_real *destination, size_t channels);
     void (*narrow)(sherl_element element, const sherl_real *source, void *destination, size_t channels);
 
     /* --- optimize.c --- over one parameter */
@@ -92,6 +104,21 @@ typedef struct sherl_kernels {
                  size_t count, double gradient_scale, double learning_rate, double weight_decay, double beta1,
                  double beta2, double eps, double correction1, double correction2, bool decoupled);
 } sherl_kernels;
+
+/* Of the bfloat16 product: columns of a panel; the rows and the depth that it takes at once, which its scratch holds. */
+enum {
+    SHERL_BFLOAT16_PANEL = 64,
+    SHERL_BFLOAT16_ROWS = 252,
+    SHERL_BFLOAT16_DEPTH = 192,
+    SHERL_BFLOAT16_SCRATCH = SHERL_BFLOAT16_ROWS * SHERL_BFLOAT16_DEPTH
+};
+
+/* Elements from the start of a packed matrix to its column `column`, a multiple of a panel's; and of all of it, where it
+ * has `column` columns. */
+static inline size_t sherl_bfloat16_packed_size(size_t depth, size_t column) {
+    size_t panels = (column + SHERL_BFLOAT16_PANEL - 1) / SHERL_BFLOAT16_PANEL;
+    return panels * SHERL_BFLOAT16_PANEL * (depth + depth % 2);
+}
 
 /* Reals of scratch for the guidance kernels. */
 static inline size_t sherl_guidance_scratch(size_t count) { return count * count + 8 * count; }

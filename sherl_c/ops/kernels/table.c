@@ -31,7 +31,12 @@ const sherl_kernels SHERL_KERNEL(kernels) = {
     .narrow_product = SHERL_KERNEL(narrow_product),
     .add_narrow_outer = SHERL_KERNEL(add_narrow_outer),
 #endif
+#if defined __AVX512BF16__ && !defined SHERL_DOUBLE
+    .bfloat16_pack = SHERL_KERNEL(bfloat16_pack),
+    .bfloat16_product = SHERL_KERNEL(bfloat16_product),
+#endif
     .widen = SHERL_KERNEL(widen),
+    .widen_int8 = SHERL_KERNEL(widen_int8),
     .narrow = SHERL_KERNEL(narrow),
     .sum_of_squares = SHERL_KERNEL(sum_of_squares),
     .sgd = SHERL_KERNEL(sgd),

@@ -1,0 +1,153 @@
+"""The results of a run as a page of Markdown."""
+
+from benchmarks import fine_tune, flops, measure
+from benchmarks.compare import SHERL
+
+PACKAGES = ("numpy", "torch", "jax", "transformers", "sherl")
+MEBIBYTE = 2**20
+TARGET_SLACK = 0.01  # by how much less than the least final dev accuracy of all sides the target lies
+
+
+def table(header, rows):
+    """Lines of a Markdown table; columns after the first are aligned to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def milliseconds(seconds):
+    return f"{1e3 * seconds:.1f}"
+
+
+def step_table(cases):
+    """A line for each side of each case."""
+    rows = []
+    for case in cases:
+        mine = case.outcome.timings[SHERL]
+        for name, timing in case.outcome.timings.items():
+            agreement = case.outcome.agreements.get(name)
+            rows.append([case.title if name == SHERL else "", name, *map(milliseconds, (
+                timing.minimum, timing.median, timing.spread)),
+                "" if name == SHERL else f"{timing.ratio(mine):.2f}",
+                "" if name == SHERL else f"{timing.minimum / mine.minimum:.2f}",
+                "" if name == SHERL else f"{agreement[1]:.0e}"])
+    return table(["case", "side", "minimum, ms", "median, ms", "spread, ms", "ratio to sherl", "of minima",
+                  "gradients differ by"], rows)
+
+
+def rate_table(cases):
+    """Operations needed, and how fast they were done beside bare matrix products."""
+    rows = [[case.title, f"{flops.step(case.problem) / 1e9:.1f}",
+             f"{flops.step(case.problem) / case.outcome.timings[SHERL].median / 1e9:.0f}",
+             f"{100 * case.outcome.share:.0f} %"] for case in cases]
+    return table(["case", "needed, GFLOP", "done, GFLOP/s", "share of the rate of matrix products"], rows)
+
+
+def axis_table(axis, cases):
+    names = list(dict.fromkeys(name for case in cases for name in case.outcome.timings))
+    rows = []
+    for case in cases:
+        timings = case.outcome.timings
+        rows.append([str(getattr(case.problem, axis)),
+                     *(milliseconds(timings[name].median) if name in timings else "" for name in names),
+                     *(f"{timings[name].ratio(timings[SHERL]):.2f}" if name in timings else "" for name in names[1:])])
+    return table([axis, *(f"{name}, ms" for name in names), *(f"{name} / sherl" for name in names[1:])], rows)
+
+
+def memory_table(cases):
+    names = list(dict.fromkeys(name for case in cases for name in case.growths))
+    rows = [[str(case.problem.batch),
+             *(f"{case.growths[name] / MEBIBYTE:.1f}" if name in case.growths else "" for name in names),
+             f"{case.planned / MEBIBYTE:.1f}"] for case in cases]
+    return table(["batch", *(f"{name}, MiB" for name in names), "sherl's plan, MiB"], rows)
+
+
+def target_score(tuning):
+    """Dev accuracy that every side reached, a little below the least of their best."""
+    least = min(max(score for _, score in course) for courses in tuning.courses.values() for course in courses)
+    return least - TARGET_SLACK
+
+
+def fastest(courses, score):
+    """The course that reached a score first."""
+    return min(courses, key=lambda course: fine_tune.seconds_to(course, score))
+
+
+def fine_tuning_table(tuning):
+    """Seconds to the score that every side reached, and the same relative to sherl with states treated alike."""
+    score = target_score(tuning)
+    seconds = {name: [fine_tune.seconds_to(course, score) for course in courses]
+               for name, courses in tuning.courses.items()}
+    rows = []
+    for name, values in seconds.items():
+        twin = seconds[name.replace("PyTorch", SHERL)]
+        last = max(course[-1][1] for course in tuning.courses[name])
+        rows.append([name, f"{min(values):.1f}", f"{max(values):.1f}", f"{min(values) / min(twin):.2f}",
+                     f"{100 * last:.1f} %"])
+    return table(["side", "least, s", "most, s", "ratio to sherl", "accuracy at the end"], rows)
+
+
+def unmeasured(results):
+    """Lines that name every peer which could not be measured, and why."""
+    reasons = {}
+    cases = [*results.models, *results.texts, *(case for cases in results.axes.values() for case in cases)]
+    for case in cases:
+        for name, reason in case.outcome.unmeasured.items():
+            reasons.setdefault((name, reason), []).append(case.title)
+    lines = [f"- {name}: {reason} ({', '.join(titles)})" for (name, reason), titles in reasons.items()]
+    lines += [f"- {name}, fine-tuning: {reason}" for name, reason in results.fine_tuning.unmeasured.items()]
+    return lines or ["Every peer was measured."]
+
+
+def installed(packages):
+    """Those of some packages that can be described."""
+    found = []
+    for name in packages:
+        try:
+            measure.machine([name])
+        except ModuleNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+def page(results, plan, day):
+    """The whole page."""
+    base, tuning = plan.base, results.fine_tuning
+    sizes = (f"{base.batch} samples of {base.tokens} tokens, {base.taps} taps of {base.features} channels, "
+             f"{base.hidden} hidden channels, {base.threads} threads")
+    first = results.models[0].problem
+    lines = [
+        "# Results", "",
+        f"Measured on {day} in {results.seconds / 60:.1f} minutes on this machine: "
+        f"{measure.machine(installed(PACKAGES))}.", "",
+        "Absolute times hold for that machine alone; ratios are medians over rounds in which the sides took turns, "
+        "above 1 where sherl is faster. [README.md](README.md) says how everything is measured.", "",
+        "## Not measured", "", *unmeasured(results), "",
+        "## One training step", "",
+        f"{first.batch} samples of {first.tokens} tokens, {first.threads} threads. A head reads the first token of a "
+        "sample or the mean of all. *First row*: the late layer computes only the row that is read.", "",
+        "![Ratios to sherl](plots/steps.png)", "", *step_table(results.models),
+        "## Batches with the lengths of real texts", "",
+        f"{base.batch} samples with lengths drawn from those of the task's training texts; the peers pad them to the "
+        "longest.", "", *step_table(results.texts),
+        "## Work done beside what the machine can do", "",
+        "Operations that the step needs ([flops.py](flops.py)) over its time, as a share of the rate of bare "
+        "matrix products of a tile's size, one a thread, timed in turn with it.", "",
+        "![Share of the rate of matrix products](plots/rate.png)", "", *rate_table([*results.models, *results.texts]),
+        "## Time against sizes", "", f"From {sizes}, head on the first token, one size changed at a time.", "",
+    ]
+    for axis, cases in results.axes.items():
+        lines += [f"### {axis.capitalize()}", "", f"![Time against {axis}](plots/time_{axis}.png)", "",
+                  *axis_table(axis, cases)]
+    sample = plan.memory
+    lines += [
+        "## Peak memory", "",
+        f"Growth above inputs and weights during the first steps; {sample.tokens} tokens, {sample.taps} taps of "
+        f"{sample.features} channels.", "", "![Memory against batch](plots/memory.png)", "",
+        *memory_table(results.memory),
+        "## Whole fine-tuning", "",
+        f"MiniLM on {len(tuning.task.train)} sentences of {tuning.task.name}, {plan.epochs} epochs, backbone included: "
+        f"seconds to {100 * target_score(tuning):.1f} % dev accuracy, which every side reached.", "",
+        "![Accuracy against time](plots/fine_tuning.png)", "", *fine_tuning_table(tuning),
+    ]
+    return "\n".join(lines)

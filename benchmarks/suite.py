@@ -1,0 +1,189 @@
+"""The cases of the suite, and running them: what is measured, at which sizes, how often."""
+
+import dataclasses
+import time
+
+from benchmarks import fine_tune, lengths, measure
+from benchmarks.compare import SHERL, compare, memory
+from benchmarks.problem import Problem
+from benchmarks.sides import Sherl, eager, everyone
+
+MINILM = Problem(features=384, taps=6, hidden=48)
+BERT_BASE = Problem(features=768, taps=12, hidden=96)
+BERT_LARGE = Problem(features=1024, taps=24, hidden=128)
+MODELS = {"MiniLM": MINILM, "BERT-base": BERT_BASE, "BERT-large": BERT_LARGE}
+TASK_TITLES = {"mrpc": "MRPC", "sst-2": "SST-2"}
+HEAD_TITLES = {"first": "first token", "mean": "mean"}
+MEMORY_STEPS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much a run measures.
+
+    Attributes
+    ----------
+    models : tuple of str
+        Whose steps are compared with all peers.
+    heads, tasks : tuple of str
+        Rows that the head reads, and texts whose lengths are taken, each with each.
+    tokens : int
+        Of each sample there.
+    repeats, sweep_repeats : int
+        Rounds of each comparison.
+    base : Problem
+        From which one size at a time is changed.
+    axes : dict of str to tuple of int
+        The sizes tried.
+    memory : Problem
+        Whose batch is changed for peak memory.
+    memory_batches : tuple of int
+    train_rows, dev_rows, epochs, fine_tunings : int
+        Of fine-tuning, and how often it is done.
+    """
+
+    models: tuple
+    heads: tuple
+    tasks: tuple
+    tokens: int
+    repeats: int
+    sweep_repeats: int
+    base: Problem
+    axes: dict
+    memory: Problem
+    memory_batches: tuple
+    train_rows: int
+    dev_rows: int
+    epochs: int
+    fine_tunings: int
+
+
+FULL = Plan(
+    models=tuple(MODELS), heads=tuple(HEAD_TITLES), tasks=tuple(TASK_TITLES), tokens=128, repeats=9,
+    sweep_repeats=7, base=BERT_BASE,
+    axes={"batch": (8, 16, 32, 64), "tokens": (32, 64, 128, 256), "taps": (3, 6, 12, 24), "hidden": (24, 48, 96, 192),
+          "threads": (1, 2)},
+    memory=dataclasses.replace(MINILM, tokens=64), memory_batches=(32, 64, 128, 256, 512, 1024),
+    train_rows=2000, dev_rows=872, epochs=4, fine_tunings=2)
+
+QUICK = Plan(
+    models=("MiniLM",), heads=("first",), tasks=("mrpc",), tokens=32, repeats=5, sweep_repeats=3,
+    base=dataclasses.replace(MINILM, tokens=64), axes={"batch": (8, 32)},
+    memory=dataclasses.replace(MINILM, tokens=32), memory_batches=(32, 128),
+    train_rows=160, dev_rows=100, epochs=2, fine_tunings=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCase:
+    """One comparison of a step: in which table it stands, what it is called, its sizes, its outcome."""
+
+    title: str
+    problem: Problem
+    outcome: object
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryCase:
+    """Bytes by side at one batch, and those that sherl's memory plan named."""
+
+    problem: Problem
+    growths: dict
+    planned: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """Courses by side, one a repetition: for each epoch seconds since the start and dev accuracy."""
+
+    task: object
+    courses: dict
+    unmeasured: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that a run measured."""
+
+    models: list
+    texts: list
+    axes: dict
+    memory: list
+    fine_tuning: FineTuning
+    seconds: float
+
+
+def run(plan, glue=None, say=print):
+    """Measure everything that a plan names.
+
+    Parameters
+    ----------
+    plan : Plan
+    glue : str or None
+        Folder of the GLUE benchmark. Without it the shipped table of lengths is used, and fine-tuning takes the
+        sentences of sherl's demo.
+    say : callable
+        Told what is measured next.
+
+    Returns
+    -------
+    Results
+    """
+    start = time.perf_counter()
+    counts = lengths.shipped() if glue is None else lengths.counted(glue)
+    models, texts = [], []
+    for name in plan.models:
+        for head in plan.heads:
+            problem = dataclasses.replace(MODELS[name], head=head, tokens=plan.tokens)
+            models.append(step_case(f"{name}, {HEAD_TITLES[head]}", problem, everyone, plan.repeats, say, rate=True))
+    model = next(name for name, sizes in MODELS.items() if sizes.features == plan.base.features)
+    for task in plan.tasks:
+        for head in plan.heads:
+            problem = dataclasses.replace(plan.base, head=head, lengths=lengths.drawn(counts[task], plan.base.batch))
+            texts.append(step_case(f"{TASK_TITLES[task]}, {model}, {HEAD_TITLES[head]}", problem, eager,
+                                   plan.repeats, say, rate=True))
+    axes, done = {}, {}  # the sizes that are changed from lie on every axis, and are measured once
+    for axis, values in plan.axes.items():
+        problems = [dataclasses.replace(plan.base, **{axis: value}) for value in values]
+        for problem, value in zip(problems, values):
+            if problem not in done:
+                done[problem] = step_case(f"{axis} {value}", problem, eager, plan.sweep_repeats, say)
+        axes[axis] = [done[problem] for problem in problems]
+    peaks = [memory_case(dataclasses.replace(plan.memory, batch=batch), say) for batch in plan.memory_batches]
+    tuned = fine_tunings(plan, glue, say)
+    return Results(models, texts, axes, peaks, tuned, time.perf_counter() - start)
+
+
+def step_case(title, problem, peers, repeats, say, rate=False):
+    say(f"step: {title}")
+    return StepCase(title, problem, compare(problem, peers(problem), repeats, rate))
+
+
+def memory_case(problem, say):
+    say(f"memory: batch {problem.batch}")
+    with measure.Side(Sherl, problem) as side:
+        growths, planned = {SHERL: side.growth(MEMORY_STEPS)}, side.call("planned_growth")
+    for name, peer in eager(problem).items():
+        try:
+            growths[name] = memory(peer.build, problem, peer.arguments, MEMORY_STEPS)
+        except measure.SideError:  # the steps above name the reason
+            continue
+    return MemoryCase(problem, growths, planned)
+
+
+def fine_tunings(plan, glue, say):
+    """Fine-tune with every side in turn, each time from a new process."""
+    task = fine_tune.load_task(glue, plan.train_rows, plan.dev_rows)
+    courses, unmeasured = {name: [] for name in fine_tune.SIDES}, {}
+    for _ in range(plan.fine_tunings):
+        for name, (build, keep) in fine_tune.SIDES.items():
+            if name in unmeasured:
+                continue
+            say(f"fine-tuning: {name}")
+            try:
+                with measure.Side(build, task, keep, plan.base.threads) as side:
+                    courses[name].append(side.call("run", plan.epochs))
+            except measure.SideError as error:
+                if build is fine_tune.Sherl:
+                    raise
+                unmeasured[name] = str(error).strip().splitlines()[-1]
+    return FineTuning(task, {name: runs for name, runs in courses.items() if name not in unmeasured}, unmeasured)

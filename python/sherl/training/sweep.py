@@ -1,0 +1,421 @@
+"""Sweeps: many side networks trained in one pass over the features, each with the bits that it would have alone."""
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+
+import numpy as np
+
+from .. import _core
+from ..blocks.weights import load_state, read_state, trainable_names
+from ..checks import count_of, flag, seed_number, whole_number
+from ..features.features import as_features
+from ..network.side_network import SideNetwork
+from .batching import epoch_batches
+from .fit import monitor_name, read_validation
+from .history import History
+from .interrupt import Interrupt
+from .labelled import Labelled
+from .optimizers import OptimizerSettings
+from .progress import progress_bar
+from .scoring import BATCH_SIZE, metric_functions, scores_of
+
+__all__ = ["SweepResult", "grid", "sweep"]
+
+_SETTINGS = tuple(field.name for field in fields(OptimizerSettings) if field.name != "eps")
+_USUAL = {"schedule": "linear", "warmup": 0.06, "clip_norm": 1.0}  # where fit differs from OptimizerSettings
+_OWN = ("network", "labels", "validation_labels", "sample_weight")
+
+
+def sweep(taps, labels, configurations, *, mask=None, epochs=3, batch_size=32, validation=None, metrics=None,
+          monitor=None, restore_best=False, progress=True, seed=0, bucket_by_length=False, dtype=None, **settings):
+    """Train several side networks in one pass over the features.
+
+    Each network ends up with the same bits as after ``network.fit`` with the same arguments: the order of the samples
+    and the seed of dropout are common, the first weights are each network's own. Reading and widening of taps is shared.
+    A network whose loss or gradient is not finite keeps its weights before that step and is left alone from then on; the
+    others go on. An interrupt (Ctrl-C) ends the sweep after the step under way; a second one raises KeyboardInterrupt.
+
+    Parameters
+    ----------
+    taps, mask, dtype
+        As for `SideNetwork.fit`.
+    labels : array_like or None
+        As for `SideNetwork.fit`; None where every configuration has its own.
+    configurations : mapping of str to SideNetwork or dict
+        By name a network, or a dictionary with ``"network"`` and, where wanted, what differs from the common settings:
+        ``"learning_rate"``, ``"optimizer"``, ``"weight_decay"``, ``"no_decay"``, ``"schedule"``, ``"warmup"``,
+        ``"clip_norm"``, ``"betas"``, ``"momentum"``, ``"step_every"``, ``"step_factor"``; ``"labels"``,
+        ``"validation_labels"`` and ``"sample_weight"`` of a task of its own. All networks must take the same taps.
+    epochs, batch_size, bucket_by_length, seed
+        As for `SideNetwork.fit`.
+    validation : tuple, optional
+        (taps, labels) or (taps, labels, mask), on which each network is evaluated after every epoch.
+    metrics, monitor
+        As for `SideNetwork.fit`.
+    restore_best : bool
+        Whether each network gets the weights of its best epoch at the end.
+    progress : bool
+        Whether to show a progress bar, where tqdm is installed.
+    **settings
+        Common settings: learning_rate and the others that a configuration may have, with the defaults of
+        `SideNetwork.fit`.
+
+    Returns
+    -------
+    SweepResult
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument does not fit; no network has changed then.
+    """
+    return _Sweep(
+        taps, labels, configurations, settings, mask=mask, epochs=epochs, batch_size=batch_size,
+        validation=validation, metrics=metrics, monitor=monitor, restore_best=restore_best, progress=progress,
+        seed=seed, bucket_by_length=bucket_by_length, dtype=dtype,
+    ).run()
+
+
+def grid(factory, **choices):
+    """Return configurations for `sweep`: one for each combination of choices.
+
+    Parameters
+    ----------
+    factory : callable
+        Makes a network of the choices that are not settings of the training, given by name.
+    **choices : sequence
+        Values to try, by name: settings of the training, like learning_rate, and arguments of the factory.
+
+    Returns
+    -------
+    dict of str to dict
+        Names look like ``"hidden=8, learning_rate=0.001"``.
+    """
+    for name, values in choices.items():
+        if isinstance(values, str) or not hasattr(values, "__iter__"):
+            raise TypeError(f"{name} must be a sequence of values to try, got {values!r}")
+    configurations = {}
+    for values in itertools.product(*choices.values()):
+        chosen = dict(zip(choices, values))
+        made = factory(**{name: value for name, value in chosen.items() if name not in _SETTINGS})
+        name = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        settings = {name: value for name, value in chosen.items() if name in _SETTINGS}
+        configurations[name] = {"network": made, **settings}
+    return configurations
+
+
+class SweepResult:
+    """What a sweep gave.
+
+    Attributes
+    ----------
+    networks : dict of str to SideNetwork
+        The trained networks, those that were given.
+    histories : dict of str to History
+        Their ``stopped`` is "not finite" where a loss or a gradient was not finite.
+    table : list of dict
+        A row for each network, in the order given: ``"name"``, ``"parameters"``, ``"learning_rate"``, ``"stopped"``, and
+        of the epoch whose weights it holds ``"epoch"``, ``"loss"``, and with validation its loss and metrics.
+    best_name : str or None
+        The network that is best by the monitored entry, or without validation by its loss. None where no epoch was
+        finished, or where the networks are not to be compared: other labels, or another entry.
+    """
+
+    def __init__(self, networks, histories, table, best_name):
+        self.networks, self.histories, self.table, self.best_name = networks, histories, table, best_name
+
+    @property
+    def best(self):
+        """The best network, or None."""
+        return None if self.best_name is None else self.networks[self.best_name]
+
+    def __repr__(self):
+        names = list(dict.fromkeys(name for row in self.table for name in row))
+        cells = [names, *([_cell(row.get(name)) for name in names] for row in self.table)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
+        lines = ["  ".join(f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
+                           for column, (cell, width) in enumerate(zip(row, widths))) for row in cells]
+        for number, row in enumerate(self.table, 1):
+            if row["name"] == self.best_name:
+                lines[number] += "  best"
+        return "\n".join([f"SweepResult: {count_of(len(self.table), 'network')}", *lines])
+
+
+def _cell(value):
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class _Entry:
+    """One network of a sweep: its data, settings and history."""
+
+    def __init__(self, name, network, settings, labelled, validation, metrics, monitor, own_labels):
+        self.name, self.network, self.settings = name, network, settings
+        self.labelled, self.validation, self.metrics = labelled, validation, metrics
+        self.own_labels = own_labels
+        self.history = History(None if validation is None else monitor_name(monitor, metrics))
+        self.trainer = None
+        self.best_value, self.best_weights = None, {}
+        self.loss_sum = self.share_sum = 0.0
+
+    @property
+    def running(self):
+        return self.history.stopped is None
+
+    def begin_epoch(self):
+        self.loss_sum = self.share_sum = 0.0
+
+    def step(self, loss, share):
+        """Apply the gradient that the program has now."""
+        if not math.isfinite(loss):
+            self.history.stopped = "not finite"
+            return
+        self.rate = self.trainer.learning_rate(self.trainer.steps)
+        self.trainer.adopt()
+        try:
+            self.trainer.update()
+        except FloatingPointError:
+            self.history.stopped = "not finite"
+            return
+        self.loss_sum += loss * share
+        self.share_sum += share
+        self.history.step_losses.append(loss)
+
+    def end_epoch(self, epoch, started, restore_best):
+        entry = {"epoch": epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0), "learning_rate": self.rate,
+                 "seconds": time.perf_counter() - started}
+        if self.validation is not None:
+            with self.network._lock:
+                scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE)
+            entry.update({f"validation_{name}": value for name, value in scores.items()})
+        self.history.epochs.append(entry)
+        if self.validation is not None and self.history._compare(entry[self.history.monitor], self.best_value):
+            self.best_value, self.history.best_epoch = entry[self.history.monitor], epoch + 1
+            if restore_best:
+                self.best_weights = self.network.state_dict()
+
+    def row(self, restore_best):
+        held = self.history.best if restore_best else (self.history.epochs or [None])[-1]
+        scores = {name: value for name, value in (held or {}).items() if name not in ("learning_rate", "seconds")}
+        return {"name": self.name, "parameters": self.network.num_parameters(),
+                "learning_rate": self.settings.learning_rate, "stopped": self.history.stopped, **scores}
+
+
+class _Group:
+    """Networks in one program. It holds copies of their weights, each under a prefix, in a store of its own."""
+
+    def __init__(self, entries, total_steps):
+        self.entries = entries
+        self.prefixes = [f"{number}." for number in range(len(entries))]
+        self.store = _core.Parameters()
+        self.program = self._build().compile(True)
+        self.program.lanes = entries[0].network._programs.loss_gradient(True).lanes
+        for entry, prefix in zip(entries, self.prefixes):
+            with entry.network._lock:
+                load_state(self.store, prefix, read_state(entry.network._programs.store), strict=True)
+            names = trainable_names(self.store, prefix)
+            entry.trainer = entry.settings.trainer(self.program, names, total_steps, prefix)
+
+    def _build(self):
+        """Return the graph: blocks of a kind one after the other, so that steps over a whole block lie together."""
+        graph = _core.Graph(self.store, True)
+        graph.set_staged(self.entries[0].network._programs.loss_gradient(True).staged)
+        tokens = graph.space("tokens")
+        features = self.entries[0].network.early.features
+        taps = [graph.input(f"tap{number}", tokens, channels) for number, channels in enumerate(features)]
+        values = [[*taps, taps[-1]] for _ in self.entries]
+        streams = [0] * len(self.entries)
+        parts = [entry.network._programs.parts() for entry in self.entries]
+        depth = max(map(len, parts))
+        # The head comes last in all networks, whatever their number of late layers.
+        aligned = [[*blocks[:-1], *[None] * (depth - len(blocks)), blocks[-1]] for blocks in parts]
+        for level in range(depth):
+            for number, blocks in enumerate(aligned):
+                if blocks[level] is None:
+                    continue
+                prefix, block = blocks[level]
+                graph.stream = streams[number]  # as if the network had a graph of its own
+                values[number] = [block._build(graph, self.prefixes[number] + prefix, values[number])]
+                streams[number] = graph.stream
+        losses = [entry.network.head._build_loss(graph, f"{prefix}head.", value)
+                  for entry, prefix, (value,) in zip(self.entries, self.prefixes, values)]
+        for loss in losses:
+            graph.output(loss)
+        total = losses[0]
+        for loss in losses[1:]:
+            total = graph.add(total, loss)
+        graph.loss(total)
+        return graph
+
+    def step(self, index, seed, number):
+        """Take a step of every network that still runs."""
+        features = self.entries[0].labelled.features
+        batch = features.batch(index)
+        targets = [source for entry in self.entries for source in entry.labelled.targets(index)]
+        losses = np.empty((len(self.entries), batch.samples, 1), _core.REAL)
+        self.program.gradient(
+            batch.samples, batch.spaces, [*features.sources(batch), *targets], [(loss, None) for loss in losses],
+            seed=seed, step=number,
+        )
+        for entry, loss in zip(self.entries, losses):
+            if entry.running:
+                entry.step(float(loss.sum(dtype=np.float64)), entry.labelled.share(index))
+
+    @property
+    def running(self):
+        return any(entry.running for entry in self.entries)
+
+    def write_back(self):
+        """Copy the weights to the networks."""
+        for entry, prefix in zip(self.entries, self.prefixes):
+            with entry.network._lock:
+                load_state(entry.network._programs.store, "", read_state(self.store, prefix), strict=True)
+
+
+class _Sweep:
+    def __init__(self, taps, labels, configurations, settings, *, mask, epochs, batch_size, validation, metrics,
+                 monitor, restore_best, progress, seed, bucket_by_length, dtype):
+        self.epochs = whole_number(epochs, "epochs", 1)
+        self.batch_size = whole_number(batch_size, "batch_size", 1)
+        self.restore_best = flag(restore_best, "restore_best")
+        self.progress = flag(progress, "progress")
+        self.seed = seed_number(seed)
+        self.bucket_by_length = flag(bucket_by_length, "bucket_by_length")
+        if validation is None and (monitor is not None or self.restore_best):
+            raise ValueError("monitor and restore_best need validation")
+        _check_names(settings, _SETTINGS, "sweep")
+        given = _read_configurations(configurations)
+        channels = next(iter(given.values()))["network"].early.features
+        self.features = as_features(taps, mask, channels=channels, dtype=dtype)
+        held_out = None
+        if validation is not None:
+            if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+                raise TypeError("validation must be (taps, labels) or (taps, labels, mask)")
+            held_out = as_features(validation[0], *validation[2:], channels=channels, dtype=dtype), validation[1]
+        self.entries = [
+            self._entry(name, {**_USUAL, **settings, **own}, labels, held_out, metrics, monitor)
+            for name, own in given.items()
+        ]
+        self.batches = -(-len(self.features) // self.batch_size)
+        # Networks of one program are cut into tiles and lanes alike, each as its own program would be.
+        groups = {}
+        for entry in self.entries:
+            program = entry.network._programs.loss_gradient(True)
+            groups.setdefault((program.lanes, program.staged), []).append(entry)
+        self.groups = [_Group(entries, self.epochs * self.batches) for entries in groups.values()]
+
+    def _entry(self, name, settings, labels, held_out, metrics, monitor):
+        network, own_labels, held_out_labels, sample_weight = (settings.pop(key, None) for key in _OWN)
+        try:
+            if labels is None and own_labels is None:
+                raise ValueError("labels must be given, in common or here")
+            labelled = Labelled(network, self.features, labels if own_labels is None else own_labels,
+                                sample_weight=sample_weight)
+            if held_out is None and held_out_labels is not None:
+                raise ValueError("validation_labels need validation")
+            if held_out is not None:
+                if own_labels is not None and held_out_labels is None:
+                    raise ValueError("labels of its own need validation_labels with validation")
+                targets = held_out[1] if held_out_labels is None else held_out_labels
+                held_out = read_validation(network, (held_out[0], targets), None)
+            functions = metric_functions(metrics, network.head.task)
+            return _Entry(name, network, OptimizerSettings(**settings), labelled, held_out, functions, monitor,
+                          own_labels is not None)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"configuration {name!r}: {error}") from error
+
+    def run(self):
+        steps = 0
+        for entry in self.entries:
+            entry.network._note_source(self.features)
+        with Interrupt() as interrupt, progress_bar(self.progress, self.epochs * self.batches, "sweep") as bar:
+            for epoch in range(self.epochs):
+                started = time.perf_counter()
+                for entry in self.entries:
+                    entry.begin_epoch()
+                batches = epoch_batches(self.features.lengths, self.batch_size, self.seed, epoch,
+                                        self.bucket_by_length)
+                try:
+                    for index in batches:
+                        if interrupt.asked or not self._running:
+                            break
+                        for group in self._running:
+                            group.step(index, self.seed, steps)
+                        steps += 1
+                        bar.update()
+                        bar.set_postfix_str(f"epoch {epoch + 1}", refresh=False)
+                finally:
+                    for group in self.groups:
+                        group.write_back()
+                if steps == (epoch + 1) * len(batches):
+                    for entry in filter(_is_running, self.entries):
+                        entry.end_epoch(epoch, started, self.restore_best)
+                if interrupt.asked:
+                    for entry in filter(_is_running, self.entries):
+                        entry.history.stopped = "interrupt"
+                if not self._running:
+                    break
+        for entry in self.entries:
+            if self.restore_best and entry.best_weights:
+                entry.network.load_state_dict(entry.best_weights)
+        return self._result()
+
+    @property
+    def _running(self):
+        return [group for group in self.groups if group.running]
+
+    def _result(self):
+        table = [entry.row(self.restore_best) for entry in self.entries]
+        histories = {entry.name: entry.history for entry in self.entries}
+        return SweepResult({entry.name: entry.network for entry in self.entries}, histories, table, self._best(table))
+
+    def _best(self, table):
+        monitors = {entry.history.monitor for entry in self.entries}
+        if len(monitors) > 1 or len({entry.network.head.task for entry in self.entries}) > 1:
+            return None
+        if any(entry.own_labels for entry in self.entries):
+            return None
+        monitor = monitors.pop() or "loss"
+        sign = 1 if monitor.endswith("loss") else -1
+        scored = [(sign * row[monitor], row["name"]) for row in table
+                  if row["stopped"] != "not finite" and math.isfinite(row.get(monitor, math.nan))]
+        return min(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def _is_running(entry):
+    return entry.running
+
+
+def _read_configurations(configurations):
+    """Return dictionaries with a network each, by name, all checked."""
+    if not isinstance(configurations, Mapping) or not configurations:
+        raise TypeError("configurations must be a dictionary with a network, or a dictionary, for each name, "
+                        f"got {configurations!r}")
+    given, seen = {}, {}
+    for name, own in configurations.items():
+        own = {"network": own} if isinstance(own, SideNetwork) else own
+        if not isinstance(own, Mapping) or not isinstance(own.get("network"), SideNetwork):
+            raise TypeError(f"configuration {name!r} must be a SideNetwork, or a dictionary with one under 'network'")
+        _check_names(own, (*_OWN, *_SETTINGS), f"configuration {name!r}")
+        network = own["network"]
+        if id(network) in seen:
+            raise ValueError(f"configuration {name!r} has the network of {seen[id(network)]!r}: each needs its own")
+        seen[id(network)] = name
+        first = next(iter(given.values()), own)["network"]
+        if list(network.early.features) != list(first.early.features):
+            raise ValueError(f"configuration {name!r} must take taps of {list(first.early.features)} channels, as the "
+                             f"first does, got {list(network.early.features)}")
+        given[str(name)] = dict(own)
+    if len(given) < len(configurations):
+        raise ValueError("configurations must have names that differ as text")
+    return given
+
+
+def _check_names(given, known, where):
+    unknown = [str(name) for name in given if name not in known]
+    if unknown:
+        raise TypeError(f"{where} has no setting {', '.join(unknown)}; there are {', '.join(known)}")
