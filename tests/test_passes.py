@@ -183,8 +183,8 @@ def test_arenas_do_not_grow_with_the_batch():
 def test_arenas_of_blocks_do_not_grow_with_the_batch():
     program = Network(True, late=("frozen",)).program
     bytes_of = lambda samples: program.memory(samples, [None, 16 * np.arange(samples + 1)])["arenas"]  # noqa: E731
-    assert bytes_of(48) < 0.8 * bytes_of(96)
-    assert all(0.9 * bytes_of(96) <= bytes_of(samples) <= bytes_of(96) for samples in (1024, 4096, 8192))
+    assert bytes_of(64) < 0.8 * bytes_of(128)
+    assert all(0.9 * bytes_of(128) <= bytes_of(samples) <= bytes_of(128) for samples in (1024, 4096, 8192))
 
 
 def test_runs_of_changing_sizes_share_one_workspace():

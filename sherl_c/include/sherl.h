@@ -317,7 +317,7 @@ const sherl_real *sherl_program_parameter_gradient(const sherl_program *program,
 
 /* Most rows that a tile aims at (a single longer sample makes a longer tile). Default 512. */
 sherl_status sherl_program_set_tile_rows(sherl_program *program, size_t rows);
-/* Most rows of a block, in programs that have wide ops. Default 1536. */
+/* Most rows of a block, in programs that have wide ops. Default 2048. */
 sherl_status sherl_program_set_block_rows(sherl_program *program, size_t rows);
 
 /* Bounds the arenas and gradients of the runs that follow; 0, the default, for no bound. A batch is then cut into tiles

@@ -7,7 +7,7 @@
 
 enum {
     DEFAULT_TILE_ROWS = 512,
-    DEFAULT_BLOCK_ROWS = 1536,
+    DEFAULT_BLOCK_ROWS = 2048,
     MOST_LANES = 8, /* gradient lanes: the most threads that can share a batch */
     FEW_LANES = 4,  /* of a network whose gradients are large */
     LANES_ALLOWED = 64,
