@@ -128,9 +128,8 @@ def test_bad_gradient_calls(core):
     no_gradient = Classification(core, gradient=False)
     with pytest.raises(ValueError, match="gradient=False"):
         no_gradient.program.gradient(samples, offsets, inputs)
-    for program, message in [(no_loss.program, "must have a loss"), (no_gradient.program, "gradient=True")]:
-        with pytest.raises(ValueError, match=message):
-            core.Trainer(program)
+    with pytest.raises(ValueError, match="gradient=True"):
+        core.Trainer(no_gradient.program)
     with pytest.raises(ValueError, match='no parameter named "nothing"'):
         problem.program.parameter_gradient("nothing")
     with pytest.raises(ValueError, match="no gradients yet"):

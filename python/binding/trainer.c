@@ -15,9 +15,15 @@ static module_state *state_of(const TrainerObject *self) { return self->program-
 static PyObject *trainer_accumulate(TrainerObject *self, PyObject *args, PyObject *keywords) {
     batch_arguments given = {0};
     argument arguments[] = {count_argument("samples", 1, &given.samples), object_argument("offsets", &given.offsets),
-                            object_argument("inputs", &given.inputs), optional(counter_argument("seed", &given.seed)),
+                            object_argument("inputs", &given.inputs),
+                            or_none(object_argument("cotangents", &given.cotangents)),
+                            optional(counter_argument("seed", &given.seed)),
                             optional(counter_argument("step", &given.step))};
     if (!parse_arguments("accumulate", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    bool has_loss = self->program->declared.has_loss;
+    if (has_loss == (given.cotangents != NULL))
+        return PyErr_Format(PyExc_ValueError, "cotangents must be %s: the graph has %s loss",
+                            has_loss ? "None" : "given, not None", has_loss ? "a" : "no");
     bound_batch batch;
     double loss;
     sherl_status status = SHERL_OK;
@@ -31,7 +37,8 @@ static PyObject *trainer_accumulate(TrainerObject *self, PyObject *args, PyObjec
     if (!bound) return NULL;
     if (status) return raise_status(status, "accumulate");
     self->program->has_gradients = true;
-    return PyFloat_FromDouble(loss);
+    if (has_loss) return PyFloat_FromDouble(loss);
+    Py_RETURN_NONE;
 }
 
 static PyObject *trainer_update(TrainerObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -166,17 +173,14 @@ static bool check_settings(const sherl_training_settings *settings) {
     return !PyErr_Occurred();
 }
 
-/* The program of a new trainer: one of this module, with a loss and a backward part. */
+/* The program of a new trainer: one of this module, with a backward part. */
 static bool check_program(const module_state *state, PyObject *object) {
     if (!Py_IS_TYPE(object, state->program_type)) {
         PyErr_Format(PyExc_TypeError, "program must be a Program of this module, not %.100s", Py_TYPE(object)->tp_name);
         return false;
     }
-    const ProgramObject *program = (const ProgramObject *)object;
-    bool trains = program->gradient && program->declared.has_loss;
-    if (!trains)
-        PyErr_SetString(PyExc_ValueError, program->gradient ? "program must have a loss, which its graph does not have"
-                                                            : "program must be compiled with gradient=True");
+    bool trains = ((const ProgramObject *)object)->gradient;
+    if (!trains) PyErr_SetString(PyExc_ValueError, "program must be compiled with gradient=True");
     return trains;
 }
 
@@ -247,8 +251,8 @@ static void trainer_dealloc(TrainerObject *self) {
 
 static PyMethodDef trainer_methods[] = {
     METHOD("accumulate", trainer_accumulate,
-           "accumulate($self, samples, offsets, inputs, *, seed=0, step=0)\n--\n\n"
-           "Add the gradient of a batch to those waiting; return the batch's loss."),
+           "accumulate($self, samples, offsets, inputs, *, cotangents=None, seed=0, step=0)\n--\n\n"
+           "Add the gradient of a batch to those waiting; return its loss, or None when the graph has none."),
     {"update", (PyCFunction)trainer_update, METH_NOARGS,
      "update($self)\n--\n\nApply the waiting gradients as one step; return their norm before clipping."},
     {"discard", (PyCFunction)trainer_discard, METH_NOARGS, "discard($self)\n--\n\nForget the waiting gradients."},

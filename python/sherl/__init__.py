@@ -1,6 +1,6 @@
 """sherl: train SHERL side networks on the hidden states of frozen backbones."""
 
-from . import _core
+from . import _core, losses
 from .backbones import load_backbone
 from .blocks import MTSA, Classifier, Regressor, TransformerLayer
 from .configuration import get_num_threads, set_num_threads, show_config
@@ -25,6 +25,7 @@ __all__ = [
     "get_num_threads",
     "grid",
     "load_backbone",
+    "losses",
     "set_num_threads",
     "show_config",
     "sweep",

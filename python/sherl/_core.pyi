@@ -138,8 +138,9 @@ class Trainer:
                  no_decay: Sequence[str] = ()) -> None: ...
     steps: int  # whole steps taken; may be set
     nbytes: int  # read-only
-    def accumulate(self, samples: int, offsets: Sequence[Array | None], inputs: Sequence[Source], *, seed: int = 0,
-                   step: int = 0) -> float: ...  # the batch's loss
+    # cotangents: where the graph has no loss, and only there; the batch's loss, or None
+    def accumulate(self, samples: int, offsets: Sequence[Array | None], inputs: Sequence[Source], *,
+                   cotangents: Sequence[Source] | None = None, seed: int = 0, step: int = 0) -> float | None: ...
     def update(self) -> float: ...  # the global gradient norm before clipping
     def discard(self) -> None: ...
     def adopt(self) -> None: ...  # the gradients of the program's last run are those that wait

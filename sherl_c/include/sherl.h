@@ -385,7 +385,8 @@ double sherl_learning_rate(const sherl_training_settings *settings, uint64_t ste
 sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings,
                                   const bool *trained, const bool *no_decay, sherl_trainer **trainer);
 void sherl_trainer_destroy(sherl_trainer *trainer);
-/* Adds the gradient of a batch to those waiting; *loss gets the batch's loss. After a failure nothing waits. */
+/* Adds the gradient of a batch to those waiting; *loss gets the batch's loss, 0 where the program has none and the batch
+ * brings cotangents. After a failure nothing waits. */
 sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch *batch, double *loss);
 /* Clips and applies the waiting gradients as one step; *gradient_norm gets their norm before clipping. With none waiting
  * SHERL_INVALID_ARGUMENT; with one that is not finite SHERL_NOT_FINITE, and they are forgotten and nothing changes. */

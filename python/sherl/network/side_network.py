@@ -106,7 +106,7 @@ class SideNetwork(Inference):
             betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None, metrics=None,
             monitor=None, patience=None, restore_best=None, callbacks=(), progress=True, sample_weight=None, seed=0,
             bucket_by_length=False, checkpoint=None, checkpoint_every=None, resume_from=None,
-            memory_budget=None, dtype=None):
+            memory_budget=None, loss=None, dtype=None):
         """Train the network.
 
         The same arguments give the same bits, whatever the number of threads. An interrupt (Ctrl-C) ends the training
@@ -119,7 +119,7 @@ class SideNetwork(Inference):
             Hidden states of the backbone. float32, float64, float16 or bfloat16.
         labels : array_like
             Of a classifier class numbers (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
-            regressor numbers (samples,), or (samples, outputs).
+            regressor numbers (samples,), or (samples, outputs). With `loss` any array with one entry a sample.
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             With padded arrays: 1 where a row is meant; others are left out.
         epochs : int
@@ -180,6 +180,15 @@ class SideNetwork(Inference):
             the workspace stay within, those of validation included. The taps, frozen weights and copies of the weights
             that Python holds do not count. Smaller tiles and fewer gradient lanes make it fit; they depend on the
             batches and the budget but not on the number of threads, so the last bits do too.
+        loss : callable, optional
+            A loss of one's own in place of the head's (class weights and label smoothing included), which may compare
+            the samples of a batch: ``loss(outputs, targets) -> (value, gradient)``. It gets the head's outputs, float32
+            of shape (samples, outputs), and the labels of these samples as they were given; `gradient` is that of the
+            value with respect to the outputs. `sherl.losses` has some. Each batch is computed twice, to its
+            outputs and then again with the backward part, and takes no more memory. With `accumulate` a step takes the
+            mean over its batches, weighted by their samples; so does the validation loss, over batches of `batch_size`
+            in order. Metrics are none unless asked for, and then read the labels as the head does. `sample_weight` is
+            refused.
         dtype : {None, "bfloat16"}
             How to take uint16 taps.
 
@@ -200,17 +209,19 @@ class SideNetwork(Inference):
             momentum=momentum, clip_norm=clip_norm, schedule=schedule, warmup=warmup, step_every=step_every,
             step_factor=step_factor,
         )
-        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype)
+        own = loss is not None
+        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype, own_loss=own)
         return Fit(
-            self, labelled, read_validation(self, validation, dtype), settings, epochs=epochs, batch_size=batch_size,
+            self, labelled, read_validation(self, validation, dtype, own), settings, epochs=epochs, batch_size=batch_size,
             accumulate=accumulate, metrics=metrics, monitor=monitor, patience=patience, restore_best=restore_best,
             callbacks=callbacks, progress=progress, seed=seed, bucket_by_length=bucket_by_length, checkpoint=checkpoint,
             checkpoint_every=checkpoint_every, resume_from=resume_from, memory_budget=memory_budget,
+            loss=loss,
         ).run()
 
     def stepper(self, *, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, no_decay=(), betas=(0.9, 0.999),
                 eps=1e-8, momentum=0.0, clip_norm=None, schedule="constant", warmup=0, total_steps=0, step_every=None,
-                step_factor=0.1, seed=0, memory_budget=None):
+                step_factor=0.1, seed=0, memory_budget=None, loss=None):
         """Make an object that takes one optimizer step at each call, for training loops of one's own.
 
         Parameters
@@ -226,6 +237,8 @@ class SideNetwork(Inference):
             Of dropout.
         memory_budget : int or str, optional
             As for `fit`.
+        loss : callable, optional
+            As for `fit`.
 
         Returns
         -------
@@ -237,7 +250,7 @@ class SideNetwork(Inference):
             eps=eps, momentum=momentum, clip_norm=clip_norm, schedule=schedule, warmup=warmup, step_every=step_every,
             step_factor=step_factor,
         )
-        return Stepper(self, settings, total_steps=total_steps, seed=seed, memory_budget=memory_budget)
+        return Stepper(self, settings, total_steps=total_steps, seed=seed, memory_budget=memory_budget, loss=loss)
 
     # Weights.
 

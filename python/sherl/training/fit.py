@@ -12,8 +12,9 @@ from .checkpoint import read_checkpoint, write_checkpoint
 from .history import History
 from .interrupt import Interrupt
 from .labelled import Labelled
+from .own_loss import loss_name
 from .progress import progress_bar
-from .scoring import BATCH_SIZE, metric_functions, scores_of
+from .scoring import BATCH_SIZE, metric_functions, own_scores_of, scores_of
 from .stepper import Stepper
 
 _PREFIX = "validation_"
@@ -24,7 +25,7 @@ class Fit:
 
     def __init__(self, network, labelled, validation, settings, *, epochs, batch_size, accumulate, metrics, monitor,
                  patience, restore_best, callbacks, progress, seed, bucket_by_length, checkpoint, checkpoint_every,
-                 resume_from, memory_budget=None):
+                 resume_from, memory_budget=None, loss=None):
         self.network, self.labelled, self.validation = network, labelled, validation
         self.epochs = whole_number(epochs, "epochs", 1)
         self.batch_size = whole_number(batch_size, "batch_size", 1)
@@ -32,7 +33,10 @@ class Fit:
         self.seed = seed_number(seed)
         self.bucket_by_length = flag(bucket_by_length, "bucket_by_length")
         self.progress = flag(progress, "progress")
-        self.metrics = metric_functions(metrics, network.head.task)
+        self.loss = loss
+        self.metrics = metric_functions(() if metrics is None and loss is not None else metrics, network.head.task)
+        if loss is not None and validation is not None and self.metrics:
+            network.head._read_labels(validation.labels, len(validation), "validation labels")
         self.patience = None if patience is None else whole_number(patience, "patience", 1)
         self.restore_best = patience is not None if restore_best is None else flag(restore_best, "restore_best")
         if validation is None and (monitor is not None or patience is not None or self.restore_best):
@@ -47,7 +51,8 @@ class Fit:
 
         batches = -(-len(labelled) // self.batch_size)
         self.total_steps = self.epochs * -(-batches // self.accumulate)
-        self.stepper = Stepper(network, settings, self.total_steps, self.accumulate, self.seed, memory_budget)
+        self.stepper = Stepper(network, settings, self.total_steps, self.accumulate, self.seed, memory_budget,
+                               loss)
         self._check_budget()
         self.settings = settings
         self.history = History(self._monitor(monitor))
@@ -82,7 +87,8 @@ class Fit:
         if budget is not None:
             budget.room(self.stepper.program, self.labelled.features.longest)
         if budget is not None and self.validation is not None:
-            budget.room(programs.evaluation(), self.validation.features.longest)
+            program = programs.evaluation() if self.loss is None else programs.output()
+            budget.room(program, self.validation.features.longest)
 
     def _run_epoch(self):
         self.state.epoch = self.epoch + 1
@@ -130,8 +136,7 @@ class Fit:
         entry = {"epoch": self.epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0),
                  "learning_rate": self.state.learning_rate, "seconds": time.perf_counter() - started}
         if self.validation is not None:
-            with self.network._lock:
-                scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE, self.stepper.budget)
+            scores = self._validate()
             entry.update({_PREFIX + name: value for name, value in scores.items()})
         self.history.epochs.append(entry)
         self.state.metrics = entry
@@ -143,6 +148,13 @@ class Fit:
         self._heed_interrupt()
         if self.checkpoint is not None and self.checkpoint_every is None:
             self._write_checkpoint()
+
+    def _validate(self):
+        budget = self.stepper.budget
+        with self.network._lock:
+            if self.loss is None:
+                return scores_of(self.network, self.validation, self.metrics, BATCH_SIZE, budget)
+            return own_scores_of(self.network, self.validation, self.metrics, self.loss, self.batch_size, budget)
 
     def _judge(self, value):
         """Keep the weights where the epoch is the best yet; end the training where the best is too long ago."""
@@ -186,6 +198,7 @@ class Fit:
             "accumulate": self.accumulate, "seed": self.seed, "bucket_by_length": self.bucket_by_length,
             "metrics": list(self.metrics), "monitor": self.history.monitor, "patience": self.patience, "restore_best": self.restore_best,
             "network": network, "precision": _core.REAL, "data": self.labelled.fingerprint,
+            "loss": loss_name(self.loss),
             "validation": None if self.validation is None else self.validation.fingerprint,
         }
 
@@ -238,7 +251,7 @@ def monitor_name(monitor, metrics):
     return _PREFIX + chosen
 
 
-def read_validation(network, validation, dtype):
+def read_validation(network, validation, dtype, own_loss=False):
     """Return the labelled samples of a `validation` argument, or None."""
     if validation is None:
         return None
@@ -246,7 +259,7 @@ def read_validation(network, validation, dtype):
         raise TypeError("validation must be (taps, labels) or (taps, labels, mask)")
     taps, labels, *mask = validation
     try:
-        return Labelled(network, taps, labels, *mask, dtype=dtype, name="validation labels")
+        return Labelled(network, taps, labels, *mask, dtype=dtype, name="validation labels", own_loss=own_loss)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation: {error}") from error
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import _core
 from ..features.features import as_features
+from .own_loss import read_targets
 
 
 class Labelled:
@@ -15,18 +16,24 @@ class Labelled:
     ----------
     features : Features
     labels : numpy.ndarray, shape (samples, 1 or outputs)
-        As the head reads them.
+        As the head reads them; with `own_loss` as given, one entry a sample.
     weights : numpy.ndarray of float64, shape (samples,)
         What a sample's loss is multiplied by; they are divided by the sum of `shares` over the batch.
     shares : numpy.ndarray of float64, shape (samples,)
         What a sample adds to the divisor of the mean: its weight times that of its class.
     """
 
-    def __init__(self, network, taps, labels, mask=None, sample_weight=None, dtype=None, name="labels"):
+    def __init__(self, network, taps, labels, mask=None, sample_weight=None, dtype=None, name="labels",
+                 own_loss=False):
         self.features = as_features(taps, mask, channels=network.early.features, dtype=dtype)
         network._check_source(self.features)
-        self.labels = network.head._read_labels(labels, len(self.features), name)
         self.weights = _sample_weights(sample_weight, len(self.features))
+        if own_loss:
+            if sample_weight is not None:
+                raise ValueError("sample_weight must be left out with loss; labels may hold weights for it")
+            self.labels, self.shares = read_targets(labels, len(self.features), name), self.weights
+            return
+        self.labels = network.head._read_labels(labels, len(self.features), name)
         self.shares = self.weights * network.head._shares(self.labels)
 
     def __len__(self):
@@ -37,7 +44,7 @@ class Labelled:
         """SHA-256 of everything, in hexadecimal."""
         digest = hashlib.sha256(self.features.fingerprint.encode())
         for array in (self.labels, self.weights):
-            digest.update(array)
+            digest.update(array.tobytes())
         return digest.hexdigest()
 
     def share(self, index=None):

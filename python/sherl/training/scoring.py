@@ -7,6 +7,7 @@ import numpy as np
 from .. import _core
 from ..checks import whole_number
 from .metrics import METRICS, default_metrics
+from .own_loss import loss_and_gradient
 
 BATCH_SIZE = 256
 
@@ -40,6 +41,19 @@ def scores_of(network, labelled, metrics, batch_size, budget=None):
             sink = outputs[index[0] : index[-1] + 1], None
             losses.append(program.forward(*labelled.batch(index, total), [sink]))
     return {"loss": math.fsum(losses), **network.head._scores(metrics, outputs, labelled.labels)}
+
+
+def own_scores_of(network, labelled, metrics, loss, batch_size, budget=None):
+    """Return the same with a loss of the user's own: its mean over batches in order, weighted by their samples."""
+    outputs = outputs_of(network, labelled.features, BATCH_SIZE, budget)
+    samples = len(labelled)
+    losses = [len(index) / samples * loss_and_gradient(loss, outputs[index], labelled.labels[index])[0]
+              for index in batches(samples, batch_size)]
+    scores = {"loss": math.fsum(losses)}
+    if metrics:
+        labels = network.head._read_labels(labelled.labels, samples, "validation labels")
+        scores.update(network.head._scores(metrics, outputs, labels))
+    return scores
 
 
 def metric_functions(metrics, task):

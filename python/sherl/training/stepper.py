@@ -2,10 +2,14 @@
 
 import math
 
+import numpy as np
+
+from .. import _core
 from ..blocks.weights import trainable_names
 from ..checks import seed_number, whole_number
 from .budget import read_budget
 from .labelled import Labelled
+from .own_loss import check_finite, loss_and_gradient, read_loss
 
 
 class Stepper:
@@ -19,13 +23,15 @@ class Stepper:
         Norm of the last step's gradient before clipping.
     """
 
-    def __init__(self, network, settings, total_steps=0, accumulate=1, seed=0, memory_budget=None):
+    def __init__(self, network, settings, total_steps=0, accumulate=1, seed=0, memory_budget=None, loss=None):
         self.network, self.settings = network, settings
+        self.loss = read_loss(loss)
         self.accumulate = whole_number(accumulate, "accumulate", 1)
         self.seed = seed_number(seed)
         self.gradient_norm = None
         with network._lock:
-            program = network._programs.loss_gradient(training=True)
+            programs = network._programs
+            program = programs.loss_gradient(True) if loss is None else programs.output_gradient(True, False)
             self.names = trainable_names(network._programs.store)
             self.trainer = settings.trainer(program, self.names, whole_number(total_steps, "total_steps"))
         self.program, self.budget = program, read_budget(memory_budget, self.trainer.nbytes)
@@ -58,7 +64,8 @@ class Stepper:
         FloatingPointError
             Where the loss or the gradient is not finite; the network is as it was.
         """
-        labelled = Labelled(self.network, taps, labels, mask, sample_weight, dtype)
+        own = self.loss is not None
+        labelled = Labelled(self.network, taps, labels, mask, sample_weight, dtype, own_loss=own)
         self.network._note_source(labelled.features)
         return self.step(labelled, [None])
 
@@ -77,18 +84,38 @@ class Stepper:
             The mean loss over all parts.
         """
         total = math.fsum(labelled.share(part) for part in parts)
+        accumulate = self._accumulate if self.loss is None else self._accumulate_in_two_phases
         with self.network._lock, self.network._programs.bounded(self.program, self.budget, labelled.features):
+            first = self.steps * self.accumulate
+            draws = [{"seed": self.seed, "step": first + number} for number in range(len(parts))]
             try:
-                losses = [
-                    self.trainer.accumulate(*labelled.batch(part, total), seed=self.seed,
-                                            step=self.steps * self.accumulate + number)
-                    for number, part in enumerate(parts)
-                ]
+                losses = accumulate(labelled, parts, total, draws)
                 self.gradient_norm = self.trainer.update()
             except BaseException:
                 self.trainer.discard()
                 raise
         return math.fsum(losses)
+
+    def _accumulate(self, labelled, parts, total, draws):
+        return [self.trainer.accumulate(*labelled.batch(part, total), **draw) for part, draw in zip(parts, draws)]
+
+    def _accumulate_in_two_phases(self, labelled, parts, total, draws):
+        """All outputs and losses first, then all backward parts: an error in the loss finds nothing begun."""
+        losses, backwards = [], []
+        for part, draw in zip(parts, draws):
+            batch = labelled.features.batch(part)
+            arguments = batch.samples, batch.spaces, labelled.features.sources(batch)
+            outputs = np.empty((batch.samples, self.network.head.out_features), _core.REAL)
+            self.program.forward(*arguments, [(outputs, None)], **draw)
+            targets = labelled.labels if part is None else labelled.labels[part]
+            loss, gradient = loss_and_gradient(self.loss, outputs, targets)
+            check_finite(loss, gradient)
+            share = labelled.share(part) / total
+            losses.append(share * loss)
+            backwards.append((arguments, share * gradient, draw))
+        for arguments, cotangent, draw in backwards:
+            self.trainer.accumulate(*arguments, cotangents=[(cotangent, None)], **draw)
+        return losses
 
     def moments(self):
         """Return copies of the optimizer's state by number and parameter name."""
