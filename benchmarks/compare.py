@@ -7,7 +7,7 @@ import statistics
 import numpy as np
 
 from benchmarks import flops, measure
-from benchmarks.sides import Products, Sherl, single_threaded_blas
+from benchmarks.sides import Products, Sherl, products_blas
 
 SHERL = "sherl"
 
@@ -101,7 +101,7 @@ def compare(problem, peers, repeats, rate=False):
             sides[name] = side
         if not rate:
             return Outcome(measure.paired(sides, repeats), agreements, unmeasured)
-        with single_threaded_blas():
+        with products_blas():
             products = stack.enter_context(measure.Side(Products, problem))
         timings = measure.paired(sides | {"products": products}, repeats)
         operations, step = products.call("operations"), flops.step(problem)

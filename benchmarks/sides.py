@@ -5,6 +5,7 @@ float and NumPy arrays by parameter name, ``step()`` takes one AdamW step.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 
@@ -117,7 +118,8 @@ class Jax:
 class Products:
     """Products of the size of a tile, one at a time on each thread, in NumPy: the rate that the machine gives.
 
-    The BLAS behind NumPy must be held to one thread before the process starts; `single_threaded_blas` does that.
+    The BLAS behind NumPy must be held to one thread, and to the kernels that sherl has, before the process starts;
+    `products_blas` does that.
     """
 
     def __init__(self, problem):
@@ -140,17 +142,19 @@ def _multiply(job):
         np.matmul(job[0], job[1], out=job[2])
 
 
-class single_threaded_blas:
-    """Context in which new processes hold NumPy's BLAS to one thread."""
+@contextlib.contextmanager
+def products_blas():
+    """While it lasts, new processes hold NumPy's OpenBLAS to one thread, and to the kernels that sherl's has."""
+    from sherl import _core
 
-    NAMES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-    def __enter__(self):
-        self.before = {name: os.environ.get(name) for name in self.NAMES}
-        os.environ.update(dict.fromkeys(self.NAMES, "1"))
-
-    def __exit__(self, *_):
-        for name, value in self.before.items():
+    kernels = _core.config()["blas"].split()[-2].upper()
+    settings = {"OPENBLAS_NUM_THREADS": "1", "OPENBLAS_CORETYPE": kernels}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:

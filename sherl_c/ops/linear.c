@@ -1,12 +1,9 @@
 /* The linear op: a matrix product, a bias, and an activation whose derivative the output tells. */
 #include "op.h"
-
-#include "../blas/blas.h"
+#include "product.h"
 
 enum {
-    NARROW = 192,           /* output channels up to which a map is narrow, */
-    NARROW_ROWS = 8,        /* given this many rows, */
-    NARROW_BYTES = 64,      /* and channels that fill whole vectors */
+    UNIT = 16,              /* of channels: parts begin at whole vectors */
     PARTS = 8,              /* of a wide op's weights, dealt to the threads */
     LEAST_SPREAD = 1 << 15  /* weights below which spreading costs more than it gains */
 };
@@ -19,7 +16,7 @@ typedef struct linear {
     size_t rows, in, out;
     const sherl_real *weight, *bias, *x;
     sherl_real *y, *dz, *dx, *dweight, *dbias;
-    uint16_t *scratch; /* of the bfloat16 product */
+    void *scratch; /* of the bfloat16 product, or to pack weights in */
 } linear;
 
 static linear find_operands(const sherl_op *op, const sherl_tile *tile) {
@@ -29,11 +26,12 @@ static linear find_operands(const sherl_op *op, const sherl_tile *tile) {
                     .x = sherl_tile_read(tile, op->inputs[0]), .y = sherl_tile_write(tile, op->output), .scratch = tile->scratch};
 }
 
-/* Of a wide op every part has its own. */
+/* Of a wide op every part has its own, and its products, of few rows, need none. */
 static bool linear_scratch(const sherl_op *op, const sherl_limits *limits, size_t *bytes) {
-    (void)limits;
     *bytes = op->bfloat16 ? (op->wide ? PARTS : 1) * SHERL_BFLOAT16_SCRATCH * sizeof(uint16_t) : 0;
-    return true;
+    if (op->bfloat16 || op->wide) return true;
+    return sherl_product_scratch(limits->value_channels[op->output], limits->value_channels[op->inputs[0]], bytes) &&
+           sherl_multiply_sizes(*bytes, sizeof(sherl_real), bytes);
 }
 
 /* Runs `part` over 0 … size-1 at once, or, on a wide op with much weight, in parts over the threads. The parts are fixed,
@@ -49,10 +47,10 @@ static void run_part(void *state, size_t number, size_t worker) {
     const spread *spread = state;
     (void)worker;
     linear l = *spread->l;
-    size_t unit = l.op->bfloat16 ? SHERL_BFLOAT16_PANEL : 1, units = (spread->size + unit - 1) / unit;
+    size_t unit = l.op->bfloat16 ? SHERL_BFLOAT16_PANEL : UNIT, units = (spread->size + unit - 1) / unit;
     size_t from = units * number / PARTS * unit, end = units * (number + 1) / PARTS * unit;
     if (end > spread->size) end = spread->size;
-    l.scratch += l.op->bfloat16 ? number * SHERL_BFLOAT16_SCRATCH : 0;
+    if (l.op->bfloat16) l.scratch = (uint16_t *)l.scratch + number * SHERL_BFLOAT16_SCRATCH;
     if (end > from) spread->part(&l, from, end - from);
 }
 
@@ -64,24 +62,17 @@ static void run_parts(const linear *l, linear_part part, size_t size) {
         part(l, 0, size);
 }
 
-/* Has the map so few outputs that the kernels for narrow products beat the BLAS library? */
-static bool is_narrow(const linear *l) {
-    size_t vector = NARROW_BYTES / sizeof(sherl_real);
-    return l->tile->kernels->narrow_product && l->rows >= NARROW_ROWS && l->out <= NARROW && l->out % vector == 0 &&
-           l->in % vector == 0;
-}
-
 /* y = x W^T, some of the output channels */
 static void multiply(const linear *l, size_t from, size_t count) {
     if (l->op->bfloat16)
         l->tile->kernels->bfloat16_product(l->x, l->rows, l->in,
                                            l->op->packed_weight + sherl_bfloat16_packed_size(l->in, from), count,
                                            l->y + from, l->out, false, l->scratch);
-    else if (count == l->out && is_narrow(l))
-        l->tile->kernels->narrow_product(l->x, l->weight, l->rows, l->in, l->out, l->y);
     else
-        sherl_gemm(false, true, l->rows, count, l->in, 1, l->x, l->in, l->weight + from * l->in, l->in, 0, l->y + from,
-                   l->out);
+        sherl_product_transposed_b(l->tile->kernels, (sherl_matrix){l->x, l->in},
+                                    (sherl_matrix){l->weight + from * l->in, l->in},
+                                    (sherl_product_sizes){.m = l->rows, .n = count, .k = l->in}, l->y + from, l->out, false,
+                                    l->op->wide ? NULL : l->scratch);
 }
 
 /* y = activation(x W^T + b), some of the output channels */
@@ -109,18 +100,16 @@ static void backward_inputs(const linear *l, size_t from, size_t count) {
                                            l->dx + from, l->in, l->op->accumulate[0], l->scratch);
         return;
     }
-    sherl_gemm(false, false, l->rows, count, l->out, 1, l->dz, l->out, l->weight + from, l->in,
-               l->op->accumulate[0] ? 1 : 0, l->dx + from, l->in);
+    sherl_product(l->tile->kernels, (sherl_matrix){l->dz, l->out}, (sherl_matrix){l->weight + from, l->in},
+                   (sherl_product_sizes){.m = l->rows, .n = count, .k = l->out}, l->dx + from, l->in,
+                   l->op->accumulate[0]);
 }
 
 /* dW += dz^T x, some of the output channels */
 static void backward_weights(const linear *l, size_t from, size_t count) {
-    if (count == l->out && is_narrow(l)) {
-        l->tile->kernels->add_narrow_outer(l->dz, l->x, l->rows, l->in, l->out, l->dweight);
-        return;
-    }
-    sherl_gemm(true, false, count, l->in, l->rows, 1, l->dz + from, l->out, l->x, l->in, 1, l->dweight + from * l->in,
-               l->in);
+    sherl_add_product_transposed_a(l->tile->kernels, (sherl_matrix){l->dz + from, l->out}, (sherl_matrix){l->x, l->in},
+                                    (sherl_product_sizes){.m = count, .n = l->in, .k = l->rows},
+                                    l->dweight + from * l->in, l->in);
 }
 
 /* dz = dy activation'(z); dx = dz W; dW += dz^T x; db += column sums of dz */

@@ -3,8 +3,8 @@
  * and sum_t p_t (W_v x_t + b_v) = W_v (sum_t p_t x_t) + b_v sum_t p_t. So no key and no value is ever computed. */
 #include <string.h>
 
-#include "../blas/blas.h"
 #include "op.h"
+#include "product.h"
 
 /* Sizes of the op on a tile. */
 typedef struct sizes {
@@ -93,9 +93,12 @@ static void for_each_sample(const call *c, void (*work)(const call *c, size_t sa
 }
 
 /* s_ht = u_h . x_t; u: (heads, channels), x: (visible, channels), scores: (heads, visible) */
-static void multiply_rows(const sizes *s, const sherl_real *u, const sherl_real *x, size_t visible,
+static void multiply_rows(const call *c, const sherl_real *u, const sherl_real *x, size_t visible,
                           sherl_real *scores) {
-    sherl_gemm(false, true, s->heads, visible, s->channels, 1, u, s->channels, x, s->channels, 0, scores, visible);
+    const sizes *s = &c->s;
+    sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){u, s->channels}, (sherl_matrix){x, s->channels},
+                                (sherl_product_sizes){.m = s->heads, .n = visible, .k = s->channels}, scores, visible,
+                                false, NULL);
 }
 
 /* u_h = W_k,h^T q_h for all samples; q: (samples, inner), W_k: (inner, channels), u: (samples, heads, channels) */
@@ -104,9 +107,10 @@ static void map_query(void *state, size_t head, size_t worker) {
     const sizes *s = &c->s;
     (void)worker;
     const sherl_real *query = sherl_tile_read(c->tile, c->op->inputs[0]), *weight = sherl_op_parameter(c->op, c->tile, 0);
-    sherl_gemm(false, false, s->samples, s->channels, s->head_size, 1, query + head * s->head_size, s->inner,
-               weight + head * s->head_size * s->channels, s->channels, 0,
-               sherl_tile_write(c->tile, c->op->saved) + head * s->channels, s->saved);
+    sherl_product(c->tile->kernels, (sherl_matrix){query + head * s->head_size, s->inner},
+                   (sherl_matrix){weight + head * s->head_size * s->channels, s->channels},
+                   (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
+                   sherl_tile_write(c->tile, c->op->saved) + head * s->channels, s->saved, false);
 }
 
 /* p = dropout(softmax(scale u x^T)); c_h = sum_t p_ht x_t; o_h starts as b_v,h sum_t p_ht */
@@ -117,11 +121,12 @@ static void attend(const call *c, size_t sample, sherl_real *p) {
     const sherl_real *bias = sherl_op_parameter(c->op, c->tile, 2);
     sherl_real *u = sherl_tile_write(c->tile, c->op->saved) + sample * s->saved;
     sherl_real *output = sherl_tile_write(c->tile, c->op->output) + sample * s->inner;
-    multiply_rows(s, u, x, segment.visible, p);
+    multiply_rows(c, u, x, segment.visible, p);
     c->tile->kernels->softmax_forward(p, c->op->settings.attention.scale, s->heads, segment.visible, 0, u + s->wide, 1);
     if (has_dropout(c->op)) drop(c->op, c->tile, sample, segment.visible, p, p);
-    sherl_gemm(false, false, s->heads, s->channels, segment.visible, 1, p, segment.visible, x, s->channels, 0,
-               c->context + sample * s->wide, s->channels);
+    sherl_product(c->tile->kernels, (sherl_matrix){p, segment.visible}, (sherl_matrix){x, s->channels},
+                   (sherl_product_sizes){.m = s->heads, .n = s->channels, .k = segment.visible},
+                   c->context + sample * s->wide, s->channels, false);
     for (size_t head = 0; head < s->heads; head++) {
         sherl_real total = 0; /* 1 without dropout */
         for (size_t t = 0; t < segment.visible; t++) total += p[head * segment.visible + t];
@@ -134,9 +139,11 @@ static void map_context(void *state, size_t head, size_t worker) {
     const call *c = state;
     const sizes *s = &c->s;
     (void)worker;
-    sherl_gemm(false, true, s->samples, s->head_size, s->channels, 1, c->context + head * s->channels, s->wide,
-               sherl_op_parameter(c->op, c->tile, 1) + head * s->head_size * s->channels, s->channels, 1,
-               sherl_tile_write(c->tile, c->op->output) + head * s->head_size, s->inner);
+    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + head * s->head_size * s->channels;
+    sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){c->context + head * s->channels, s->wide},
+                                (sherl_matrix){weight, s->channels},
+                                (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},
+                                sherl_tile_write(c->tile, c->op->output) + head * s->head_size, s->inner, true, NULL);
 }
 
 static sherl_status single_query_forward(const sherl_op *op, const sherl_tile *tile) {
@@ -152,10 +159,11 @@ static void unmap_context(void *state, size_t head, size_t worker) {
     const call *c = state;
     const sizes *s = &c->s;
     (void)worker;
-    sherl_gemm(false, false, s->samples, s->channels, s->head_size, 1,
-               sherl_output_gradient(c->op, c->tile) + head * s->head_size, s->inner,
-               sherl_op_parameter(c->op, c->tile, 1) + head * s->head_size * s->channels, s->channels, 0,
-               c->context + head * s->channels, s->wide);
+    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + head * s->head_size * s->channels;
+    const sherl_real *doutput = sherl_output_gradient(c->op, c->tile) + head * s->head_size;
+    sherl_product(c->tile->kernels, (sherl_matrix){doutput, s->inner}, (sherl_matrix){weight, s->channels},
+                   (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
+                   c->context + head * s->channels, s->wide, false);
 }
 
 /* dp_ht = dropout(dc_h . x_t + b_v,h . do_h). Without dropout the term of the bias is the same for all t, and the softmax
@@ -165,7 +173,7 @@ static void differentiate_probabilities(const call *c, size_t sample, const sher
     const sizes *s = &c->s;
     const sherl_real *bias = sherl_op_parameter(c->op, c->tile, 2);
     const sherl_real *doutput = sherl_output_gradient(c->op, c->tile) + sample * s->inner;
-    multiply_rows(s, dcontext, x, visible, dp);
+    multiply_rows(c, dcontext, x, visible, dp);
     if (!has_dropout(c->op)) return;
     for (size_t head = 0; head < s->heads && bias; head++) {
         size_t first = head * s->head_size;
@@ -185,7 +193,7 @@ static void attend_backward(const call *c, size_t sample, sherl_real *scratch) {
     const sherl_real *x = sherl_tile_read(tile, op->inputs[1]) + at;
     const sherl_real *u = sherl_tile_read(tile, op->saved) + sample * s->saved;
     sherl_real *dcontext = c->context + sample * s->wide, *p = scratch, *ds = p + s->heads * visible;
-    multiply_rows(s, u, x, visible, p);
+    multiply_rows(c, u, x, visible, p);
     tile->kernels->softmax_recompute(p, op->settings.attention.scale, s->heads, visible, 0, u + s->wide, 1);
     differentiate_probabilities(c, sample, x, visible, dcontext, ds);
     tile->kernels->softmax_backward(p, ds, op->settings.attention.scale, s->heads, visible);
@@ -193,12 +201,14 @@ static void attend_backward(const call *c, size_t sample, sherl_real *scratch) {
     if (dx) {
         if (has_dropout(op)) drop(op, tile, sample, visible, p, p);
         if (!op->accumulate[1]) memset(dx + at, 0, segment.rows * s->channels * sizeof *dx);
-        sherl_gemm(true, false, visible, s->channels, s->heads, 1, p, visible, dcontext, s->channels, 1, dx + at,
-                   s->channels);
-        sherl_gemm(true, false, visible, s->channels, s->heads, 1, ds, visible, u, s->channels, 1, dx + at,
-                   s->channels);
+        sherl_product_sizes sizes = {.m = visible, .n = s->channels, .k = s->heads};
+        sherl_add_product_transposed_a(tile->kernels, (sherl_matrix){p, visible}, (sherl_matrix){dcontext, s->channels},
+                                        sizes, dx + at, s->channels);
+        sherl_add_product_transposed_a(tile->kernels, (sherl_matrix){ds, visible}, (sherl_matrix){u, s->channels}, sizes,
+                                        dx + at, s->channels);
     }
-    sherl_gemm(false, false, s->heads, s->channels, visible, 1, ds, visible, x, s->channels, 0, dcontext, s->channels);
+    sherl_product(tile->kernels, (sherl_matrix){ds, visible}, (sherl_matrix){x, s->channels},
+                   (sherl_product_sizes){.m = s->heads, .n = s->channels, .k = visible}, dcontext, s->channels, false);
 }
 
 /* dq_h (+)= W_k,h du_h */
@@ -206,9 +216,12 @@ static void unmap_query(void *state, size_t head, size_t worker) {
     const call *c = state;
     const sizes *s = &c->s;
     (void)worker;
-    sherl_gemm(false, true, s->samples, s->head_size, s->channels, 1, c->context + head * s->channels, s->wide,
-               sherl_op_parameter(c->op, c->tile, 0) + head * s->head_size * s->channels, s->channels,
-               c->op->accumulate[0] ? 1 : 0, sherl_input_gradient(c->op, c->tile, 0) + head * s->head_size, s->inner);
+    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 0) + head * s->head_size * s->channels;
+    sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){c->context + head * s->channels, s->wide},
+                                (sherl_matrix){weight, s->channels},
+                                (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},
+                                sherl_input_gradient(c->op, c->tile, 0) + head * s->head_size, s->inner,
+                                c->op->accumulate[0], NULL);
 }
 
 static sherl_status single_query_backward(const sherl_op *op, const sherl_tile *tile) {

@@ -8,6 +8,16 @@
 /* Where a row sits in a batch; keys its random numbers. */
 typedef struct sherl_row_key { uint32_t sample, position; } sherl_row_key;
 
+/* A factor of a product: rows lie `stride` reals apart. */
+typedef struct sherl_matrix {
+    const sherl_real *data;
+    size_t stride;
+} sherl_matrix;
+
+typedef struct sherl_product_sizes { size_t m, n, k; } sherl_product_sizes;
+
+#define SHERL_PRODUCT_PANEL 96 /* rows of b that a product with its transpose packs at once, at most */
+
 typedef struct sherl_kernels {
     const char *instruction_set;
 
@@ -71,13 +81,16 @@ typedef struct sherl_kernels {
                               sherl_real *const *dfeatures, const bool *accumulate, sherl_real *dweight,
                               sherl_real *dbias, size_t rows, size_t hidden, sherl_real *scratch);
 
-    /* --- narrow_product.c --- NULL where the BLAS library is as good; in and out are multiples of 64 bytes of reals */
-    /* y = x W^T; x: (rows, in), W: (out, in), y: (rows, out) */
-    void (*narrow_product)(const sherl_real *x, const sherl_real *weight, size_t rows, size_t in, size_t out,
-                           sherl_real *y);
-    /* dW += dz^T x; dz: (rows, out) */
-    void (*add_narrow_outer)(const sherl_real *dz, const sherl_real *x, size_t rows, size_t in, size_t out,
-                             sherl_real *dweight);
+    /* --- product.c --- NULL where the BLAS library serves. n, and of a b^T k, are multiples of 64 bytes of reals. */
+    /* c (+)= a b; a: (m, k), b: (k, n), c: (m, n) with rows c_stride apart */
+    void (*product)(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes, sherl_real *c,
+                    size_t c_stride, bool accumulate);
+    /* c (+)= a b^T; b: (n, k); scratch: k times SHERL_PRODUCT_PANEL, or n if less, reals, or NULL */
+    void (*product_transposed_b)(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes,
+                                 sherl_real *c, size_t c_stride, bool accumulate, sherl_real *scratch);
+    /* c += a^T b; a: (k, m), b: (k, n) */
+    void (*add_product_transposed_a)(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes,
+                                     sherl_real *c, size_t c_stride);
 
     /* --- bfloat16_product.c --- NULL where the processor has no such instructions, and in float64 */
     /* packed = the matrix of depth x columns whose element (k, c) is at matrix[k * depth_stride + c * column_stride], in

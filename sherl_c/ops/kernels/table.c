@@ -28,8 +28,9 @@ const sherl_kernels SHERL_KERNEL(kernels) = {
     .guidance_forward = SHERL_KERNEL(guidance_forward),
     .guidance_backward = SHERL_KERNEL(guidance_backward),
 #ifdef __AVX2__
-    .narrow_product = SHERL_KERNEL(narrow_product),
-    .add_narrow_outer = SHERL_KERNEL(add_narrow_outer),
+    .product = SHERL_KERNEL(product),
+    .product_transposed_b = SHERL_KERNEL(product_transposed_b),
+    .add_product_transposed_a = SHERL_KERNEL(add_product_transposed_a),
 #endif
 #if defined __AVX512BF16__ && !defined SHERL_DOUBLE
     .bfloat16_pack = SHERL_KERNEL(bfloat16_pack),
