@@ -5,7 +5,7 @@
 
 const char *const activation_names[] = {"identity", "relu", "gelu", "gelu_tanh", "quick_gelu",
                                         "silu",     "sigmoid", "tanh", NULL};
-const char *const pooling_names[] = {"first", "mean", "max", NULL};
+const char *const pooling_names[] = {"first", "mean", "max", "last", "position", NULL};
 static const char *const initializer_names[] = {"zeros", "ones", "xavier_uniform", "normal", NULL};
 
 /* ---- Results and sequences --------------------------------------------------------------------------------------- */
@@ -296,6 +296,13 @@ static PyObject *graph_pool(GraphObject *self, PyObject *args, PyObject *keyword
     return graph_result(self, sherl_pool(self->graph, x, (sherl_pooling)pooling));
 }
 
+static PyObject *graph_select(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x, positions;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("positions", &positions)};
+    if (!parse_arguments("select", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_select(self->graph, x, positions));
+}
+
 static PyObject *graph_guidance(GraphObject *self, PyObject *args, PyObject *keywords) {
     PyObject *sequence;
     sherl_parameter weight, bias;
@@ -460,7 +467,9 @@ static PyMethodDef graph_methods[] = {
     METHOD("attention", graph_attention,
            "attention($self, query, key, value, heads, scale, causal=False, dropout=0.0)\n--\n\n"
            "softmax(scale q k^T) v, head by head, inside each segment."),
-    METHOD("pool", graph_pool, "pool($self, x, pooling)\n--\n\nOne row a sample: its first, mean or maximum."),
+    METHOD("pool", graph_pool, "pool($self, x, pooling)\n--\n\nOne row a sample: its first, last, mean or maximum."),
+    METHOD("select", graph_select,
+           "select($self, x, positions)\n--\n\nOne row a sample: that of the number given, counted within the sample."),
     METHOD("guidance", graph_guidance,
            "guidance($self, features, weight, bias, eps, add_guide=True)\n--\n\n"
            "The anti-redundancy consolidation of shallow features by the last one."),
@@ -485,7 +494,8 @@ static PyMethodDef graph_methods[] = {
            "dropout=0.0, attention_dropout=0.0, bfloat16=False)\n--\n\n"
            "A post-norm encoder layer: frozen with the given weights, or trainable when they are None."),
     METHOD("head", graph_head,
-           "head($self, prefix, x, *, outputs, pooling='first', pooler=False, dropout=0.0)\n--\n\n"
+           "head($self, prefix, x, *, outputs, pooling='first', pooler=False, dropout=0.0, "
+           "positions=None)\n--\n\n"
            "Pool each sample's rows and map them to the outputs."),
     METHOD("set_staged", graph_set_staged,
            "set_staged($self, staged)\n--\n\nWhether ops with one row a sample run once for a block of tiles."),

@@ -47,13 +47,14 @@ PyObject *graph_head(GraphObject *self, PyObject *args, PyObject *keywords) {
     const char *prefix;
     sherl_value x;
     int pooling = SHERL_POOL_FIRST;
-    sherl_head_settings settings = {0};
+    sherl_head_settings settings = {.positions = SHERL_NONE};
     argument arguments[] = {text_argument("prefix", &prefix),
                             handle_argument("x", &x),
                             count_argument("outputs", 1, &settings.outputs),
                             optional(choice_argument("pooling", pooling_names, &pooling)),
                             optional(flag_argument("pooler", &settings.pooler)),
-                            optional(real_argument("dropout", &settings.dropout))};
+                            optional(real_argument("dropout", &settings.dropout)),
+                            or_none(handle_argument("positions", &settings.positions))};
     if (!parse_arguments("head", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
     settings.pooling = (sherl_pooling)pooling;
     core_lock(self->parameters->state);

@@ -14,7 +14,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Role: TypeAlias = Literal["trainable", "frozen", "state"]
 Initializer: TypeAlias = Literal["zeros", "ones", "xavier_uniform", "normal"]
 Activation: TypeAlias = Literal["identity", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"]
-Pooling: TypeAlias = Literal["first", "mean", "max"]
+Pooling: TypeAlias = Literal["first", "mean", "max", "last", "position"]
 
 # Rows in memory: a two-dimensional array (rows, channels) whose channels are contiguous, and which of its rows the
 # batch takes, in order (int64), or None for all. Reals: float32, float64, float16, or uint16 holding bfloat16.
@@ -74,7 +74,8 @@ class Graph:
     def embedding(self, indices: int, table: int) -> int: ...
     def attention(self, query: int, key: int, value: int, heads: int, scale: float, causal: bool = False,
                   dropout: float = 0.0) -> int: ...
-    def pool(self, x: int, pooling: Pooling) -> int: ...
+    def pool(self, x: int, pooling: Pooling) -> int: ...  # "position" is select
+    def select(self, x: int, positions: int) -> int: ...  # positions: indices in SAMPLES, rows counted in each sample
     def guidance(self, features: Sequence[int], weight: int, bias: int, eps: float, add_guide: bool = True) -> int: ...
     def gated_residual(self, x: int, last: int, gate: int, temperature: float) -> int: ...
     def cross_entropy(self, logits: int, target_indices: int, weights: int, class_weights: int | None = None,
@@ -95,8 +96,9 @@ class Graph:
                           intermediate: int, activation: Activation = "gelu", eps: float = 1e-12,
                           dropout: float = 0.0, attention_dropout: float = 0.0, bfloat16: bool = False) -> int: ...
     # parameters: prefix + "weight", "bias", and with pooler "pooler.weight", "pooler.bias"
+    # positions: as for select, with pooling "position"
     def head(self, prefix: str, x: int, *, outputs: int, pooling: Pooling = "first", pooler: bool = False,
-             dropout: float = 0.0) -> int: ...
+             dropout: float = 0.0, positions: int | None = None) -> int: ...
 
     def set_staged(self, staged: bool) -> None: ...  # ops with one row a sample run once a block; by default by size
     def compile(self, gradient: bool) -> Program: ...

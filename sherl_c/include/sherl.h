@@ -135,7 +135,14 @@ typedef enum sherl_activation {
     SHERL_ACTIVATION_COUNT
 } sherl_activation;
 
-typedef enum sherl_pooling { SHERL_POOL_FIRST, SHERL_POOL_MEAN, SHERL_POOL_MAX, SHERL_POOLING_COUNT } sherl_pooling;
+typedef enum sherl_pooling {
+    SHERL_POOL_FIRST,
+    SHERL_POOL_MEAN,
+    SHERL_POOL_MAX,
+    SHERL_POOL_LAST,
+    SHERL_POOL_POSITION, /* the row whose number is given with each sample: sherl_select */
+    SHERL_POOLING_COUNT
+} sherl_pooling;
 
 /* `training` turns dropout and batch statistics on. */
 sherl_status sherl_graph_create(sherl_context *context, sherl_parameters *parameters, bool training,
@@ -193,8 +200,11 @@ sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_param
  * query sees keys up to its own position. `dropout` acts on the probabilities of a training graph. */
 sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value, size_t heads,
                             double scale, bool causal, double dropout);
-/* One row a sample: the first, the mean or the maximum of its rows. */
+/* One row a sample: the first, the last, the mean or the maximum of its rows. */
 sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling);
+/* y[sample] = x[positions[sample]], counted from the sample's first row; positions: indices in SHERL_SAMPLES. A run with
+ * a position that a sample does not have ends with SHERL_INDEX_OUT_OF_RANGE before its first step. */
+sherl_value sherl_select(sherl_graph *graph, sherl_value x, sherl_value positions);
 /* The anti-redundancy consolidation of MTSA: sum_i a_i x_i over the shallow features x_0 … x_{count-2} with the guide
  * e = x_{count-1}, plus e itself when `add_guide`; weight: (1, hidden), bias: (1, 1). */
 sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,
@@ -263,6 +273,7 @@ typedef struct sherl_head_settings {
     sherl_pooling pooling;
     bool pooler; /* tanh(W x + b) before the output map */
     double dropout;
+    sherl_value positions; /* of SHERL_POOL_POSITION, which alone reads it: as for sherl_select */
 } sherl_head_settings;
 
 /* Pools each sample's rows and maps them linearly to `outputs` channels. */

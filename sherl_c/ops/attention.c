@@ -29,15 +29,16 @@ static void run_blocks(const sherl_op *op, const sherl_tile *tile, block_work wo
         const size_t queries = sherl_tile_segment(tile, query_space, sample + 1) - query_row;
         const size_t key_row = sherl_tile_segment(tile, key_space, sample);
         const size_t keys = sherl_tile_segment(tile, key_space, sample + 1) - key_row;
+        const size_t first_position = sherl_tile_position(op, tile, sample);
         for (size_t head = 0; head < heads; head++) {
-            for (size_t position = 0; position < queries; position += BLOCK_ROWS) {
+            for (size_t row = 0; row < queries; row += BLOCK_ROWS) {
                 attention_block block = {.sample = sample, .head = head, .first_channel = head * head_size};
-                block.query_row = query_row + position;
-                block.query_rows = smaller(BLOCK_ROWS, queries - position);
-                block.position = position;
+                block.query_row = query_row + row;
+                block.query_rows = smaller(BLOCK_ROWS, queries - row);
+                block.position = first_position + row;
                 block.key_row = key_row;
-                block.keys = op->settings.attention.causal ? smaller(keys, position + block.query_rows) : keys;
-                block.first_visible = op->settings.attention.causal ? position + 1 : 0;
+                block.keys = op->settings.attention.causal ? smaller(keys, block.position + block.query_rows) : keys;
+                block.first_visible = op->settings.attention.causal ? block.position + 1 : 0;
                 work(op, tile, &block);
             }
         }

@@ -7,8 +7,9 @@ static void drop_rows(const sherl_op *op, const sherl_tile *tile, const sherl_re
     sherl_space space = tile->value_spaces[op->output];
     for (size_t sample = 0; sample < tile->samples; sample++) {
         size_t first = sherl_tile_segment(tile, space, sample), end = sherl_tile_segment(tile, space, sample + 1);
+        size_t position = sherl_tile_position(op, tile, sample);
         for (size_t row = first; row < end; row++) {
-            sherl_row_key key = {(uint32_t)(tile->first_sample + sample), (uint32_t)(row - first)};
+            sherl_row_key key = {(uint32_t)(tile->first_sample + sample), (uint32_t)(position + row - first)};
             tile->kernels->dropout_row(tile->random_key, op->stream, key, op->settings.dropout.rate, x + row * channels,
                                        y + row * channels, channels, accumulate);
         }

@@ -66,6 +66,7 @@ struct sherl_op {
     sherl_value output;
     sherl_value saved;  /* an extra value that lives from forward to backward (statistics, say), or SHERL_NONE */
     uint32_t stream;    /* of random numbers: fixed when the graph is built, so no pass changes a draw */
+    uint32_t selection; /* where the demand pass left one row of each segment: which; see sherl_tile_position */
     bool training;      /* built into a training graph */
     bool wide;          /* runs once for a whole block of tiles; set by the stages pass */
     bool accumulate[SHERL_MAX_INPUTS]; /* set by the needs-gradient pass */
@@ -73,7 +74,6 @@ struct sherl_op {
     const uint16_t *packed_weight, *packed_transpose; /* for x W^T and for dz W, as the kernels read them */
     union {             /* what the type needs to know beyond its operands */
         sherl_activation activation; /* linear, activation */
-        sherl_pooling pooling;
         struct { double eps, momentum; } norm;
         struct { double rate; } dropout;
         struct { size_t heads; double scale, dropout; bool causal; } attention;
@@ -88,6 +88,7 @@ struct sherl_tile {
     const sherl_kernels *kernels;
     size_t first_sample, samples;      /* samples [first_sample, first_sample + samples) of the batch */
     const size_t *const *offsets;      /* by space: row offset of each sample of the batch, samples + 1 of them */
+    const size_t *const *positions;    /* by selection: a row number within the segment for each sample of the batch */
     const sherl_space *value_spaces;   /* by value */
     const size_t *value_channels;      /* by value */
     void *const *values;               /* by value: its rows of this tile */
@@ -122,6 +123,12 @@ static inline int32_t *sherl_tile_integers(const sherl_tile *tile, sherl_value v
 static inline size_t sherl_tile_segment(const sherl_tile *tile, sherl_space space, size_t sample) {
     const size_t *offsets = tile->offsets[space] + tile->first_sample;
     return offsets[sample] - offsets[0];
+}
+
+/* The position within its segment of the first row that an op has of local sample `sample`: 0, but for an op that the
+ * demand pass left with one row a sample. What an op makes of positions (random draws, masks) must count from here. */
+static inline size_t sherl_tile_position(const sherl_op *op, const sherl_tile *tile, size_t sample) {
+    return tile->positions[op->selection][tile->first_sample + sample];
 }
 
 /* Gradient of the output; of input i, or NULL when it has none. */
@@ -159,7 +166,7 @@ extern const sherl_op_type sherl_add_type, sherl_multiply_type, sherl_gate_type;
 extern const sherl_op_type sherl_embedding_type;                                   /* embedding.c */
 extern const sherl_op_type sherl_attention_type;                                   /* attention.c */
 extern const sherl_op_type sherl_single_query_attention_type;                      /* single_query_attention.c */
-extern const sherl_op_type sherl_first_type, sherl_mean_type, sherl_max_type;      /* pooling.c */
+extern const sherl_op_type sherl_select_type, sherl_mean_type, sherl_max_type;     /* pooling.c */
 extern const sherl_op_type sherl_guidance_type;                                    /* guidance.c */
 extern const sherl_op_type sherl_cross_entropy_type, sherl_binary_cross_entropy_type, sherl_squared_error_type; /* loss.c */
 

@@ -1,4 +1,4 @@
-/* Pooling: one row a sample out of the rows of its segment; the first, the mean, the maximum. */
+/* Pooling: one row a sample out of the rows of its segment; a selected one, the mean, the maximum. */
 #include <string.h>
 
 #include "op.h"
@@ -21,24 +21,26 @@ static segment find_segment(const sherl_op *op, const sherl_tile *tile, size_t s
                      .channels = channels};
 }
 
-/* y = x[0]; y: (samples, channels) */
-static sherl_status first_forward(const sherl_op *op, const sherl_tile *tile) {
+/* y = x[position]; y: (samples, channels) */
+static sherl_status select_forward(const sherl_op *op, const sherl_tile *tile) {
     sherl_real *y = sherl_tile_write(tile, op->output);
     for (size_t sample = 0; sample < tile->samples; sample++) {
         const segment s = find_segment(op, tile, sample);
-        memcpy(y + sample * s.channels, s.x, s.channels * sizeof *y);
+        const size_t at = sherl_tile_position(op, tile, sample) * s.channels;
+        memcpy(y + sample * s.channels, s.x + at, s.channels * sizeof *y);
     }
     return SHERL_OK;
 }
 
-static sherl_status first_backward(const sherl_op *op, const sherl_tile *tile) {
+static sherl_status select_backward(const sherl_op *op, const sherl_tile *tile) {
     const sherl_real *dy = sherl_output_gradient(op, tile);
     if (sherl_input_gradient(op, tile, 0) == NULL) return SHERL_OK;
     for (size_t sample = 0; sample < tile->samples; sample++) {
         const segment s = find_segment(op, tile, sample);
         if (!op->accumulate[0]) memset(s.dx, 0, s.rows * s.channels * sizeof *s.dx);
-        /* y = x[0]: dx[0] += dy */
-        tile->kernels->accumulate(dy + sample * s.channels, s.dx, s.channels);
+        /* y = x[position]: dx[position] += dy */
+        tile->kernels->accumulate(dy + sample * s.channels,
+                                  s.dx + sherl_tile_position(op, tile, sample) * s.channels, s.channels);
     }
     return SHERL_OK;
 }
@@ -107,8 +109,8 @@ static sherl_status max_backward(const sherl_op *op, const sherl_tile *tile) {
     return SHERL_OK;
 }
 
-const sherl_op_type sherl_first_type = {
-    .name = "pool_first", .rows = SHERL_MIXES_ROWS, .forward = first_forward, .backward = first_backward};
+const sherl_op_type sherl_select_type = {
+    .name = "select", .rows = SHERL_MIXES_ROWS, .forward = select_forward, .backward = select_backward};
 const sherl_op_type sherl_mean_type = {
     .name = "pool_mean", .rows = SHERL_MIXES_ROWS, .forward = mean_forward, .backward = mean_backward};
 const sherl_op_type sherl_max_type = {

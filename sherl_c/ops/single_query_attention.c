@@ -32,10 +32,11 @@ typedef struct segment {
 
 static segment find_segment(const sherl_op *op, const sherl_tile *tile, size_t sample) {
     sherl_space space = tile->value_spaces[op->inputs[1]];
-    size_t first = sherl_tile_segment(tile, space, sample), end = sherl_tile_segment(tile, space, sample + 1);
-    /* The query is that of the first position: with a causal mask it sees that one alone. */
-    return (segment){.first_row = first, .rows = end - first,
-                     .visible = op->settings.attention.causal ? 1 : end - first};
+    size_t first = sherl_tile_segment(tile, space, sample), rows = sherl_tile_segment(tile, space, sample + 1) - first;
+    /* With a causal mask a query sees up to its own position, which in cross-attention may lie behind the last row. */
+    size_t seen = sherl_tile_position(op, tile, sample) + 1;
+    return (segment){.first_row = first, .rows = rows,
+                     .visible = op->settings.attention.causal && seen < rows ? seen : rows};
 }
 
 static bool has_dropout(const sherl_op *op) { return op->settings.attention.dropout > 0; }
@@ -43,7 +44,8 @@ static bool has_dropout(const sherl_op *op) { return op->settings.attention.drop
 /* dropped = dropout(x), (heads, visible); the same draw as that of the plain attention op. */
 static void drop(const sherl_op *op, const sherl_tile *tile, size_t sample, size_t visible, const sherl_real *x,
                  sherl_real *dropped) {
-    sherl_row_key key = {.sample = (uint32_t)(tile->first_sample + sample), .position = 0};
+    sherl_row_key key = {.sample = (uint32_t)(tile->first_sample + sample),
+                         .position = (uint32_t)sherl_tile_position(op, tile, sample)};
     for (size_t head = 0; head < op->settings.attention.heads; head++)
         tile->kernels->dropout_row(tile->random_key, op->stream + (uint32_t)head, key, op->settings.attention.dropout,
                                    x + head * visible, dropped + head * visible, visible, false);

@@ -1,7 +1,7 @@
 /* The graph-building function of each op: checks its operands, then appends it. */
 #include "graph.h"
 
-static const char *const pooling_names[SHERL_POOLING_COUNT] = {"first", "mean", "max"};
+static const char *const pooling_names[SHERL_POOLING_COUNT] = {"first", "mean", "max", "last", "position"};
 
 /* Appends a row-wise op of the shape of its input 0. */
 static sherl_value append_like_input(sherl_graph *graph, sherl_op *op) {
@@ -165,19 +165,50 @@ sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value k
     return sherl_graph_append(graph, &op, queries.space, queries.channels, queries.space, heads, false);
 }
 
+static bool check_rows_to_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling) {
+    if (!sherl_check_value(graph, "pool", "x", x, false)) return false;
+    if (sherl_graph_value(graph, x)->space == SHERL_SAMPLES)
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "pool (%s): x has one row a sample already",
+                         pooling_names[pooling]);
+    return graph->status == SHERL_OK;
+}
+
+static sherl_value append_select(sherl_graph *graph, sherl_value x, sherl_selection selection) {
+    sherl_op op = {.type = &sherl_select_type, .input_count = 1, .inputs = {x}};
+    sherl_status status = sherl_network_add_selection(&graph->network, selection, &op.selection);
+    if (status) return sherl_graph_fail(graph, status, "%s", sherl_status_text(status));
+    return sherl_graph_append(graph, &op, SHERL_SAMPLES, sherl_graph_value(graph, x)->channels, SHERL_SAMPLES, 0,
+                              false);
+}
+
 sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling) {
-    if (!sherl_check_value(graph, "pool", "x", x, false)) return SHERL_NONE;
+    if (graph->status != SHERL_OK) return SHERL_NONE;
     if ((unsigned)pooling >= SHERL_POOLING_COUNT)
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "pool: there is no pooling %d", (int)pooling);
+    if (pooling == SHERL_POOL_POSITION)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "pool (position): needs positions, which select takes");
+    if (!check_rows_to_pool(graph, x, pooling)) return SHERL_NONE;
     sherl_value_info input = *sherl_graph_value(graph, x);
-    if (input.space == SHERL_SAMPLES)
-        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "pool (%s): x has one row a sample already",
-                                pooling_names[pooling]);
-    static const sherl_op_type *const types[SHERL_POOLING_COUNT] = {&sherl_first_type, &sherl_mean_type,
-                                                                    &sherl_max_type};
-    sherl_op op = {.type = types[pooling], .input_count = 1, .inputs = {x}, .settings.pooling = pooling};
-    return sherl_graph_append(graph, &op, SHERL_SAMPLES, input.channels, SHERL_SAMPLES,
-                              pooling == SHERL_POOL_MAX ? input.channels : 0, true);
+    if (pooling == SHERL_POOL_FIRST) return append_select(graph, x, sherl_first_rows);
+    if (pooling == SHERL_POOL_LAST)
+        return append_select(graph, x, (sherl_selection){.row = SHERL_POOL_LAST, .space = input.space,
+                                                         .positions = SHERL_NONE});
+    bool maximum = pooling == SHERL_POOL_MAX;
+    sherl_op op = {.type = maximum ? &sherl_max_type : &sherl_mean_type, .input_count = 1, .inputs = {x}};
+    return sherl_graph_append(graph, &op, SHERL_SAMPLES, input.channels, SHERL_SAMPLES, maximum ? input.channels : 0,
+                              true);
+}
+
+sherl_value sherl_select(sherl_graph *graph, sherl_value x, sherl_value positions) {
+    if (!check_rows_to_pool(graph, x, SHERL_POOL_POSITION) ||
+        !sherl_check_value(graph, "select", "positions", positions, true))
+        return SHERL_NONE;
+    const sherl_value_info *given = sherl_graph_value(graph, positions);
+    if (given->space != SHERL_SAMPLES)
+        return sherl_graph_fail(graph, SHERL_SHAPE_MISMATCH, "select: positions must have one row a sample");
+    return append_select(graph, x, (sherl_selection){.row = SHERL_POOL_POSITION,
+                                                     .space = sherl_graph_value(graph, x)->space,
+                                                     .positions = given->input});
 }
 
 sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,

@@ -32,6 +32,12 @@ sherl_status sherl_graph_create(sherl_context *context, sherl_parameters *parame
     created->network.context = context;
     created->network.loss = SHERL_NONE;
     created->network.space_count = 1; /* SHERL_SAMPLES */
+    uint32_t number;
+    status = sherl_network_add_selection(&created->network, sherl_first_rows, &number);
+    if (status) {
+        sherl_graph_destroy(created);
+        return status;
+    }
     *graph = created;
     return SHERL_OK;
 }

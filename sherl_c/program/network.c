@@ -1,11 +1,14 @@
 /* Growing a network. */
 #include "network.h"
 
+const sherl_selection sherl_first_rows = {SHERL_POOL_FIRST, SHERL_SAMPLES, SHERL_NONE};
+
 void sherl_network_release(sherl_network *network) {
     sherl_release(network->context, network->values);
     sherl_release(network->context, network->inputs);
     sherl_release(network->context, network->ops);
     sherl_release(network->context, network->outputs);
+    sherl_release(network->context, network->selections);
     *network = (sherl_network){.context = network->context, .loss = SHERL_NONE};
 }
 
@@ -40,5 +43,21 @@ sherl_status sherl_network_add_output(sherl_network *network, sherl_value value)
                                      network->output_count + 1, sizeof *network->outputs);
     if (status) return status;
     network->outputs[network->output_count++] = value;
+    return SHERL_OK;
+}
+
+sherl_status sherl_network_add_selection(sherl_network *network, sherl_selection selection, uint32_t *number) {
+    for (size_t i = 0; i < network->selection_count; i++) {
+        const sherl_selection *known = &network->selections[i];
+        if (known->row != selection.row || known->space != selection.space || known->positions != selection.positions)
+            continue;
+        *number = (uint32_t)i;
+        return SHERL_OK;
+    }
+    sherl_status status = sherl_grow(network->context, &network->selections, &network->selection_capacity,
+                                     network->selection_count + 1, sizeof *network->selections);
+    if (status) return status;
+    *number = (uint32_t)network->selection_count;
+    network->selections[network->selection_count++] = selection;
     return SHERL_OK;
 }

@@ -9,7 +9,8 @@ typedef struct sherl_value_info {
     size_t channels;
     bool integer;         /* int32 elements instead of reals */
     uint32_t input;       /* number of the declared input that it is, or SHERL_NONE for the output of an op */
-    bool first_rows;      /* of an input: only the first row of each sample is loaded (space SHERL_SAMPLES) */
+    bool selected;        /* of an input: one row of each sample is loaded (space SHERL_SAMPLES), that of `selection` */
+    uint32_t selection;
     bool saved;           /* belongs to an op (statistics) and is no operand */
     bool has_gradient;    /* set by the needs-gradient pass */
 } sherl_value_info;
@@ -20,14 +21,22 @@ typedef struct sherl_input_info {
     bool integer, needs_gradient;
 } sherl_input_info;
 
+/* Which row of each sample's segment. */
+typedef struct sherl_selection {
+    sherl_pooling row;  /* SHERL_POOL_FIRST, SHERL_POOL_LAST or SHERL_POOL_POSITION */
+    sherl_space space;  /* whose segments */
+    uint32_t positions; /* of SHERL_POOL_POSITION: number of the declared input, else SHERL_NONE */
+} sherl_selection;
+
 typedef struct sherl_network {
     const sherl_context *context;
     sherl_value_info *values;
     sherl_input_info *inputs; /* declared inputs, bound at run time in this order */
     sherl_op *ops;            /* in an order in which they can run */
     sherl_value *outputs;
-    size_t space_count, value_count, input_count, op_count, output_count;
-    size_t value_capacity, input_capacity, op_capacity, output_capacity;
+    sherl_selection *selections; /* number 0 is the first row of any space; a graph begins with it */
+    size_t space_count, value_count, input_count, op_count, output_count, selection_count;
+    size_t value_capacity, input_capacity, op_capacity, output_capacity, selection_capacity;
     sherl_value loss;         /* or SHERL_NONE */
 } sherl_network;
 
@@ -37,6 +46,10 @@ sherl_status sherl_network_add_value(sherl_network *network, sherl_value_info in
 sherl_status sherl_network_add_input(sherl_network *network, sherl_input_info info);
 sherl_status sherl_network_add_op(sherl_network *network, const sherl_op *op);
 sherl_status sherl_network_add_output(sherl_network *network, sherl_value value);
+/* Appends a selection, or finds the number of an equal one. */
+sherl_status sherl_network_add_selection(sherl_network *network, sherl_selection selection, uint32_t *number);
+
+extern const sherl_selection sherl_first_rows; /* selection 0 of every network */
 
 /* How many inputs of an op are read row by row, in the row space of the output. */
 static inline uint32_t sherl_aligned_inputs(const sherl_op *op) {

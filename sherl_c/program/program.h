@@ -116,6 +116,9 @@ struct sherl_program {
     size_t *sample_offsets;          /* 0, 1, 2 …: offsets of SHERL_SAMPLES */
     size_t sample_capacity;
     const size_t **offsets;          /* by row space, during a run */
+    const size_t **positions;        /* by selection, during a run: a row number for each sample */
+    size_t *position_table;          /* what they point to */
+    size_t position_capacity;
 };
 
 /* The passes, in the order in which sherl_program_compile runs them. */

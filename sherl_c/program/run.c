@@ -48,7 +48,7 @@ static sherl_tile place_tile(const run *run, size_t worker_number, size_t first_
     }
     return (sherl_tile){
         .kernels = program->context->kernels, .first_sample = first_sample, .samples = samples,
-        .offsets = program->offsets, .value_spaces = program->value_spaces, .value_channels = program->value_channels,
+        .offsets = program->offsets, .positions = program->positions, .value_spaces = program->value_spaces, .value_channels = program->value_channels,
         .values = worker->values, .gradients = worker->gradients, .parameters = program->parameter_data,
         .parameter_rows = program->parameter_rows, .parameter_gradients = worker->parameter_gradients,
         .mutable_parameters = program->mutable_parameters,
@@ -71,13 +71,16 @@ static size_t first_row(const run *run, const sherl_tile *tile, sherl_space spac
     return run->program->offsets[space][tile->first_sample];
 }
 
-static sherl_status load_first_rows(const run *run, const sherl_tile *tile, const sherl_source *source,
-                                    sherl_space space, sherl_value value) {
-    size_t channels = run->program->network.values[value].channels;
+static sherl_status load_selected_rows(const run *run, const sherl_tile *tile, const sherl_source *source,
+                                       sherl_value value) {
+    const sherl_program *program = run->program;
+    const sherl_value_info *info = &program->network.values[value];
+    const size_t *offsets = program->offsets[program->network.inputs[info->input].space] + tile->first_sample;
+    const size_t *positions = program->positions[info->selection] + tile->first_sample;
+    size_t row_bytes = info->channels * (info->integer ? sizeof(int32_t) : sizeof(sherl_real));
     for (size_t i = 0; i < tile->samples; i++) {
-        sherl_status status = sherl_stage_load(tile->kernels, source,
-                                               run->program->offsets[space][tile->first_sample + i], 1, channels,
-                                               false, (sherl_real *)tile->values[value] + i * channels);
+        sherl_status status = sherl_stage_load(tile->kernels, source, offsets[i] + positions[i], 1, info->channels,
+                                               info->integer, (char *)tile->values[value] + i * row_bytes);
         if (status) return status;
     }
     return SHERL_OK;
@@ -93,12 +96,11 @@ static sherl_status load(const run *run, const sherl_tile *tile, size_t worker_n
     sherl_worker *worker = &program->workers[worker_number];
     size_t row = first_row(run, tile, info->space), rows = sherl_tile_space_rows(tile, info->space);
     uint32_t buffer = value_buffer(program, step, value);
-    bool may_stay = !info->integer && !info->first_rows && !program->residence.buffers[buffer].shared;
+    bool may_stay = !info->integer && !info->selected && !program->residence.buffers[buffer].shared;
     void *direct = may_stay ? sherl_stage_direct(source, row, rows, info->channels) : NULL;
     worker->values[value] = direct ? direct : buffer_at(run, worker, buffer, tile->first_sample);
     if (direct) return SHERL_OK;
-    if (info->first_rows)
-        return load_first_rows(run, tile, source, program->network.inputs[info->input].space, value);
+    if (info->selected) return load_selected_rows(run, tile, source, value);
     return sherl_stage_load(tile->kernels, source, row, rows, info->channels, info->integer, tile->values[value]);
 }
 

@@ -21,6 +21,8 @@ void sherl_workspace_release(sherl_program *program) {
     sherl_release(context, program->tile_status);
     sherl_release(context, program->sample_offsets);
     sherl_release(context, program->offsets);
+    sherl_release(context, program->positions);
+    sherl_release(context, program->position_table);
     sherl_plan_release(context, &program->plan);
 }
 
@@ -37,6 +39,39 @@ static sherl_status prepare_offsets(sherl_program *program, const sherl_batch *b
     program->offsets[SHERL_SAMPLES] = program->sample_offsets;
     for (size_t s = 1; s < program->network.space_count; s++) program->offsets[s] = batch->offsets[s];
     return SHERL_OK;
+}
+
+/* Which row of each sample a selection means; SHERL_INDEX_OUT_OF_RANGE where a sample does not have the row given. */
+static sherl_status find_positions(const sherl_program *program, const sherl_batch *batch,
+                                   const sherl_selection *selection, size_t *positions) {
+    const size_t *offsets = program->offsets[selection->space];
+    for (size_t i = 0; i < batch->samples; i++) {
+        size_t rows = offsets[i + 1] - offsets[i];
+        int32_t given = 0;
+        sherl_status status = SHERL_OK;
+        if (selection->row == SHERL_POOL_POSITION)
+            status = sherl_stage_load(program->context->kernels, &batch->inputs[selection->positions], i, 1, 1, true,
+                                      &given);
+        positions[i] = selection->row == SHERL_POOL_LAST ? rows - 1 : (size_t)given;
+        if (status || positions[i] >= rows) return SHERL_INDEX_OUT_OF_RANGE;
+    }
+    return SHERL_OK;
+}
+
+static sherl_status prepare_positions(sherl_program *program, const sherl_batch *batch) {
+    const sherl_context *context = program->context;
+    size_t selections = program->network.selection_count, needed;
+    if (!sherl_multiply_sizes(selections, batch->samples, &needed)) return SHERL_SIZE_OVERFLOW;
+    sherl_status status = sherl_grow(context, &program->position_table, &program->position_capacity, needed,
+                                     sizeof *program->position_table);
+    if (!status && !program->positions)
+        status = sherl_allocate(context, selections, sizeof *program->positions, &program->positions);
+    for (size_t s = 0; s < selections && !status; s++) {
+        size_t *positions = program->position_table + s * batch->samples;
+        status = find_positions(program, batch, &program->network.selections[s], positions);
+        program->positions[s] = positions;
+    }
+    return status;
 }
 
 static sherl_status prepare_tiles(sherl_program *program, const sherl_batch *batch) {
@@ -161,6 +196,7 @@ static sherl_status prepare_lanes(sherl_program *program) {
 
 sherl_status sherl_workspace_prepare(sherl_program *program, const sherl_batch *batch, bool gradient) {
     sherl_status status = prepare_offsets(program, batch);
+    if (!status) status = prepare_positions(program, batch);
     if (!status) status = prepare_tiles(program, batch);
     if (!status) status = prepare_plan(program);
     if (!status) status = prepare_workers(program);
