@@ -119,19 +119,45 @@ def test_attention_adds_to_gradients_that_other_readers_have_begun(names):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_asked_for_first_rows_alone(causal):
+@pytest.mark.parametrize("rows", ["first", "last", "position"])
+def test_attention_asked_for_one_row_a_sample(causal, rows):
     generator = np.random.default_rng(5)
     lengths = [3, 1, 4]
     options = {"heads": 2, "scale": 0.5, "causal": causal}
-    inputs = {name: ("rows", generator.standard_normal((8, 6))) for name in ("query", "key", "value")}
+    operands = {name: ("rows", generator.standard_normal((8, 6))) for name in ("query", "key", "value")}
+    inputs = operands | {"positions": (SAMPLES, np.array([1, 0, 2]))}
     arguments = {"lengths": {"rows": lengths}, "inputs": inputs, "output": (SAMPLES, 6)}
 
     def build(graph, values, parameters):
-        return graph.pool(attend(**options)(graph, values, parameters), "first")
+        return pool(rows)(graph, {"x": attend(**options)(graph, values, parameters), **values}, parameters)
 
-    expected = attention(*(rows for _, rows in inputs.values()), lengths, lengths, **options)
-    check_forward(build, expected[offsets(lengths)[:-1]], **arguments)
+    expected = attention(*(array for _, array in operands.values()), lengths, lengths, **options)
+    at = {"first": [0, 0, 0], "last": [2, 0, 3], "position": [1, 0, 2]}[rows]
+    check_forward(build, expected[offsets(lengths)[:-1] + at], **arguments)
     check_gradients(build, generator, **arguments)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("rows", ["first", "last", "position"])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_single_query_attention_gradients(causal, rows, dropout):
+    """Frozen maps of one value make keys and values: they vanish, and the gradients are those of the formula."""
+    generator = np.random.default_rng(6)
+    frozen = {name: ("frozen", generator.standard_normal((6, 6))) for name in ("key", "value")}
+    frozen["bias"] = ("frozen", generator.standard_normal(6))
+    inputs = {"query": ("rows", generator.standard_normal((8, 6))), "memory": ("rows", generator.standard_normal((8, 6))),
+              "positions": (SAMPLES, np.array([1, 0, 2]))}
+
+    def build(graph, values, parameters):
+        key, value = (graph.linear(values["memory"], parameters[name], parameters["bias"]) for name in ("key", "value"))
+        y = graph.attention(values["query"], key, value, 2, 0.5, causal=causal, dropout=dropout)
+        return pool(rows)(graph, {"x": y, **values}, parameters)
+
+    arguments = {"lengths": {"rows": [3, 1, 4]}, "inputs": inputs, "output": (SAMPLES, 6), "parameters": frozen,
+                 "training": True}
+    assert "single_query_attention" in OpCase(build, **arguments).program.describe()
+    check_gradients(build, generator, **arguments)
+    check_float32_gradients(build, generator, **arguments)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -398,10 +424,13 @@ def test_guidance_passes_on_what_is_not_a_number():
 
 # ---- Pooling ----
 
-POOLINGS = {"first": lambda x: x[0], "mean": lambda x: x.mean(axis=0), "max": lambda x: x.max(axis=0)}
+POOLINGS = {"first": lambda x: x[0], "mean": lambda x: x.mean(axis=0), "max": lambda x: x.max(axis=0),
+            "last": lambda x: x[-1]}
 
 
 def pool(pooling):
+    if pooling == "position":
+        return lambda graph, values, parameters: graph.select(values["x"], values["positions"])
     return lambda graph, values, parameters: graph.pool(values["x"], pooling)
 
 
@@ -419,15 +448,30 @@ def test_pooling_forward_and_gradients(seed, pooling, channels):
     check_gradients(pool(pooling), generator, **arguments)
 
 
+@quick
+@given(seed=seeds, channels=st.integers(1, 20))
+def test_selection_forward_and_gradients(seed, channels):
+    generator = np.random.default_rng(seed)
+    lengths = ragged(generator)
+    x, positions = generator.standard_normal((sum(lengths), channels)), generator.integers(0, lengths)
+    arguments = {"lengths": {"rows": lengths}, "inputs": {"x": ("rows", x), "positions": (SAMPLES, positions)},
+                 "output": (SAMPLES, channels)}
+    check_forward(pool("position"), x[offsets(lengths)[:-1] + positions], **arguments)
+    check_gradients(pool("position"), generator, **arguments)
+
+
 def test_gradients_of_several_poolings_add_up():
     generator = np.random.default_rng(21)
     x = generator.permuted(np.arange(24.0)).reshape(6, 4) / 5
+    inputs = {"x": ("rows", x), "positions": (SAMPLES, np.array([0, 0, 1]))}
 
     def build(graph, values, parameters):
-        first, mean, largest = (graph.pool(values["x"], pooling) for pooling in ("first", "mean", "max"))
-        return graph.multiply(graph.add(first, mean), graph.add(largest, mean))
+        first, mean, largest, last, given = (
+            pool(pooling)(graph, values, parameters) for pooling in ("first", "mean", "max", "last", "position")
+        )
+        return graph.multiply(graph.add(first, graph.multiply(mean, last)), graph.add(largest, graph.add(mean, given)))
 
-    check_gradients(build, generator, lengths={"rows": [2, 1, 3]}, inputs={"x": ("rows", x)}, output=(SAMPLES, 4))
+    check_gradients(build, generator, lengths={"rows": [2, 1, 3]}, inputs=inputs, output=(SAMPLES, 4))
 
 
 def test_max_pooling_gives_the_gradient_to_the_first_of_equals():

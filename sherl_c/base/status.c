@@ -11,7 +11,7 @@ static const char *const status_texts[SHERL_STATUS_COUNT] = {
     [SHERL_SIZE_OVERFLOW] = "a size is larger than its type can hold",
     [SHERL_INVALID_ARGUMENT] = "an argument is outside what the function accepts",
     [SHERL_SHAPE_MISMATCH] = "two shapes that must agree do not",
-    [SHERL_INDEX_OUT_OF_RANGE] = "a token id or a label is outside its table",
+    [SHERL_INDEX_OUT_OF_RANGE] = "a token id or a label is outside its table, or a position outside its sample",
     [SHERL_NOT_FINITE] = "a loss or a gradient is infinite or not a number",
     [SHERL_OVER_BUDGET] = "the memory budget is smaller than the least that the program needs",
 };

@@ -34,7 +34,7 @@ typedef enum sherl_status {
     SHERL_SIZE_OVERFLOW,     /* a size does not fit its type */
     SHERL_INVALID_ARGUMENT,  /* an argument is outside what the function accepts */
     SHERL_SHAPE_MISMATCH,    /* two shapes that must agree do not */
-    SHERL_INDEX_OUT_OF_RANGE,/* a token id or label is outside its table */
+    SHERL_INDEX_OUT_OF_RANGE,/* a token id or label is outside its table, a position outside its sample */
     SHERL_NOT_FINITE,        /* a loss or a gradient is infinite or not a number */
     SHERL_OVER_BUDGET,       /* the memory budget is smaller than the least possible plan */
     SHERL_STATUS_COUNT
