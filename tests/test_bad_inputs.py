@@ -312,9 +312,9 @@ def test_wrong_fit_settings(case):
         ),
         (lambda: sherl.Classifier(32, 1), ValueError, "classes must be 2 or more, got 1"),
         (
-            lambda: sherl.Classifier(32, 2, pool="last"),
+            lambda: sherl.Classifier(32, 2, pool="median"),
             ValueError,
-            "pool must be one of 'first', 'mean', 'max', got 'last'",
+            "pool must be one of 'first', 'last', 'mean', 'max', 'position', got 'median'",
         ),
         (lambda: sherl.Classifier(32, 2, class_weights=[1]), ValueError, r"class_weights must have shape \(2,\)"),
         (lambda: sherl.Classifier(32, 2, class_weights=[1, -1]), ValueError, "class_weights must be 0 or more"),

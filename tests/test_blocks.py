@@ -202,13 +202,14 @@ def test_dropout_acts_in_training_only():
     assert not np.allclose(first, other)
 
 
-@pytest.mark.parametrize("pool", ["first", "mean", "max"])
+@pytest.mark.parametrize("pool", ["first", "mean", "max", "last"])
 @pytest.mark.parametrize("pooler", [False, True])
 def test_head_is_pool_and_linear(pool, pooler):
     head = sherl.Classifier(FEATURES, 3, pool=pool, pooler=pooler)
     x, mask = taps_of()[0], mask_of()
     rows = [row[kept] for row, kept in zip(x, mask)]
-    reduce = {"first": lambda r: r[0], "mean": lambda r: r.mean(axis=0), "max": lambda r: r.max(axis=0)}[pool]
+    reduce = {"first": lambda r: r[0], "mean": lambda r: r.mean(axis=0), "max": lambda r: r.max(axis=0),
+              "last": lambda r: r[-1]}[pool]
     pooled = np.stack([reduce(r) for r in rows]).astype(np.float64)
     state = head.state_dict()
     if pooler:

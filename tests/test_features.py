@@ -77,17 +77,21 @@ def test_select_taps():
     assert features[1:].source == features.source
 
 
-@pytest.mark.parametrize("how", ["mean", "first", "max"])
+@pytest.mark.parametrize("how", ["mean", "first", "max", "last", "position"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 def test_pooled(how, dtype):
     taps = ragged(dtype)
-    features = sherl.Features(taps, LENGTHS)
+    positions = np.array(LENGTHS) // 2
+    features = sherl.Features(taps, LENGTHS, positions=positions)
     reduce = {
-        "first": lambda rows: rows[0],
-        "mean": lambda rows: rows.mean(axis=0),
-        "max": lambda rows: rows.max(axis=0),
+        "first": lambda rows, position: rows[0],
+        "last": lambda rows, position: rows[-1],
+        "position": lambda rows, position: rows[position],
+        "mean": lambda rows, position: rows.mean(axis=0),
+        "max": lambda rows, position: rows.max(axis=0),
     }[how]
-    expected = np.stack([reduce(rows_of(taps[1], sample).astype(np.float64)) for sample in range(4)])
+    rows = [rows_of(taps[1], sample).astype(np.float64) for sample in range(4)]
+    expected = np.stack([reduce(*pair) for pair in zip(rows, positions, strict=True)])
     found = features.pooled(how=how)
     assert found.dtype == (np.float64 if dtype is np.float64 else np.float32)
     assert np.allclose(found, expected, rtol=1e-6)
@@ -175,7 +179,7 @@ def test_wrong_selections(index, error):
         (
             lambda: sherl.Features(ragged(), LENGTHS).pooled(how="sum"),
             ValueError,
-            "how must be one of 'mean', 'first', 'max'",
+            "how must be one of 'mean', 'max', 'first', 'last', 'position', got 'sum'",
         ),
         (
             lambda: sherl.Features.from_arrays(taps_of(), np.zeros((12, 7))),

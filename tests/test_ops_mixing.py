@@ -145,8 +145,8 @@ def test_single_query_attention_gradients(causal, rows, dropout):
     generator = np.random.default_rng(6)
     frozen = {name: ("frozen", generator.standard_normal((6, 6))) for name in ("key", "value")}
     frozen["bias"] = ("frozen", generator.standard_normal(6))
-    inputs = {"query": ("rows", generator.standard_normal((8, 6))), "memory": ("rows", generator.standard_normal((8, 6))),
-              "positions": (SAMPLES, np.array([1, 0, 2]))}
+    inputs = {name: ("rows", generator.standard_normal((8, 6))) for name in ("query", "memory")}
+    inputs["positions"] = SAMPLES, np.array([1, 0, 2])
 
     def build(graph, values, parameters):
         key, value = (graph.linear(values["memory"], parameters[name], parameters["bias"]) for name in ("key", "value"))

@@ -48,7 +48,8 @@ static sherl_tile place_tile(const run *run, size_t worker_number, size_t first_
     }
     return (sherl_tile){
         .kernels = program->context->kernels, .first_sample = first_sample, .samples = samples,
-        .offsets = program->offsets, .positions = program->positions, .value_spaces = program->value_spaces, .value_channels = program->value_channels,
+        .offsets = program->offsets, .positions = program->positions, .value_spaces = program->value_spaces,
+        .value_channels = program->value_channels,
         .values = worker->values, .gradients = worker->gradients, .parameters = program->parameter_data,
         .parameter_rows = program->parameter_rows, .parameter_gradients = worker->parameter_gradients,
         .mutable_parameters = program->mutable_parameters,

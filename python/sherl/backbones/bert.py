@@ -143,7 +143,7 @@ class BertBackbone:
         ----------
         texts, batch_size, max_length, progress
             As for `extract`.
-        how : {"mean", "first", "max"}
+        how : {"mean", "max", "first", "last"}
         normalize : bool
             Whether to scale the vectors to length 1.
 

@@ -37,9 +37,11 @@ class Rows:
         if self.batch.samples == 0:
             raise ValueError("mask leaves no row of any sample")
         self.lengths = lengths
+        self.positions = None  # (samples, 1), where a head reads them
 
     def sources(self):
-        return [source for part in self.parts for source in part.sources(part.batch())]
+        sources = [source for part in self.parts for source in part.sources(part.batch())]
+        return sources if self.positions is None else [*sources, (self.positions, None)]
 
     def sink(self, channels):
         """Return a matrix of the caller's form for the core to write to, and the source that tells it where."""
@@ -94,6 +96,10 @@ class Block:
     def _inputs(self):
         """Return (name, channels) of each input."""
         raise NotImplementedError
+
+    def _declare_positions(self, graph):
+        """Return the input of the positions in a list, which is empty for a block that reads none."""
+        return []
 
     def _build(self, graph, prefix, inputs):
         """Add the block to a graph and return its output."""
@@ -206,7 +212,7 @@ class Block:
         graph = _core.Graph(store, training)
         tokens = graph.space(_TOKENS)
         inputs = [graph.input(name, tokens, channels, name in wanted) for name, channels in self._inputs()]
-        graph.output(self._build(graph, prefix, inputs))
+        graph.output(self._build(graph, prefix, inputs + self._declare_positions(graph)))
         return graph
 
     def _program(self, training, wanted):
@@ -239,12 +245,14 @@ class Block:
         output, sink = self._sink(rows)
         cotangent = self._cotangent(rows, cotangent, dtype)
         sinks = {name: rows.sink(channels) for name, channels in self._inputs() if name in wanted}
+        input_gradients = [sinks[name][1] if name in wanted else None for name, _ in self._inputs()]
+        if rows.positions is not None:
+            input_gradients.append(None)
         with self._lock:
             program = self._program(flag(training, "training"), wanted)
             program.gradient(
                 rows.batch.samples, rows.batch.spaces, rows.sources(), [sink], cotangents=[cotangent],
-                input_gradients=[sinks[name][1] if name in wanted else None for name, _ in self._inputs()],
-                seed=seed_number(seed),
+                input_gradients=input_gradients, seed=seed_number(seed),
             )
             store, prefix = self._home()
             gradients = {

@@ -4,11 +4,13 @@ import numpy as np
 
 from .. import _core
 from ..checks import flag, one_of, rate, whole_number
+from ..features.features import MISSING_POSITIONS, Features, check_own_positions
+from ..features.rows import read_positions
 from .block import UnaryBlock
 
 __all__ = ["Classifier", "Regressor"]
 
-_POOLINGS = ("first", "mean", "max")
+_POOLINGS = ("first", "last", "mean", "max", "position")
 
 
 class Head(UnaryBlock):
@@ -34,9 +36,78 @@ class Head(UnaryBlock):
     def _inputs(self):
         return [("x", self.features)]
 
+    def _declare_positions(self, graph):
+        return [graph.indices("positions", _core.SAMPLES)] if self._takes_positions else []
+
     def _build(self, graph, prefix, inputs):
-        return graph.head(prefix, inputs[0], outputs=self._outputs, pooling=self.pool, pooler=self.pooler,
-                          dropout=self.dropout)
+        x, *positions = inputs
+        return graph.head(prefix, x, outputs=self._outputs, pooling=self.pool, pooler=self.pooler,
+                          dropout=self.dropout, positions=positions[0] if self._takes_positions else None)
+
+    def __call__(self, x, mask=None, *, positions=None, dtype=None):
+        """Compute the output.
+
+        Parameters
+        ----------
+        x : array_like, shape (batch, tokens, channels), or Features of one tap
+            float32, float64, float16 or bfloat16.
+        mask : array_like of bool, int or float, shape (batch, tokens), optional
+            1 where a row is meant. Other rows are left out.
+        positions : array_like of int, shape (batch,), optional
+            With padded arrays and ``pool="position"``: which of its rows that are meant each sample is read from.
+        dtype : {None, "bfloat16"}
+            How to take uint16.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (batch, outputs)
+        """
+        return self._forward(self._rows(x, mask, dtype, positions))
+
+    def vjp(self, x, cotangent, mask=None, *, positions=None, training=False, seed=0, dtype=None):
+        """Compute the output and the gradient of its product with a cotangent.
+
+        Parameters
+        ----------
+        x, mask, positions, dtype
+            As for a call.
+        cotangent : array_like, shape (batch, outputs)
+            Gradient of a scalar with respect to the output.
+        training : bool
+            Whether dropout acts.
+        seed : int
+            Of dropout.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (batch, outputs)
+            The output.
+        dict of str to numpy.ndarray of float32, or Features
+            Gradients by parameter name, and ``"x"``.
+        """
+        return self._gradient(self._rows(x, mask, dtype, positions), cotangent, ("x",), training, seed, dtype)
+
+    def _rows(self, x, mask, dtype, positions):
+        rows = super()._rows(x, mask, dtype)
+        if isinstance(x, Features):
+            check_own_positions(positions)
+            positions = x.positions
+        if positions is not None:
+            positions = read_positions(positions, rows.lengths).reshape(-1, 1)
+        rows.positions = self._positions_read(positions)
+        return rows
+
+    @property
+    def _takes_positions(self):
+        return self.pool == "position"
+
+    def _positions_read(self, positions):
+        """Return positions where the head reads them, else None."""
+        if not self._takes_positions:
+            return None
+        if positions is None:
+            raise ValueError(MISSING_POSITIONS)
+        return positions
 
     # What a network asks of its head. Labels come as read_labels gives them: one row a sample.
 
@@ -73,8 +144,9 @@ class Classifier(Head):
         Channels of the input.
     classes : int
         Number of classes, two or more (with `multi_label` one or more).
-    pool : {"first", "mean", "max"}
-        How a sample's rows become one: its first row, their mean or their maximum.
+    pool : {"first", "last", "mean", "max", "position"}
+        How a sample's rows become one: its first or last row, their mean or maximum, or the row whose number
+        `positions` gives with each sample.
     pooler : bool
         Whether a linear map to as many features and tanh come before the output map.
     dropout : float
@@ -167,8 +239,9 @@ class Regressor(Head):
         Channels of the input.
     outputs : int
         Numbers a sample.
-    pool : {"first", "mean", "max"}
-        How a sample's rows become one: its first row, their mean or their maximum.
+    pool : {"first", "last", "mean", "max", "position"}
+        How a sample's rows become one: its first or last row, their mean or maximum, or the row whose number
+        `positions` gives with each sample.
     pooler : bool
         Whether a linear map to as many features and tanh come before the output map.
     dropout : float

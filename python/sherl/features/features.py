@@ -12,6 +12,7 @@ from .rows import (
     offsets_of,
     read_mask,
     read_padded,
+    read_positions,
     read_reals,
     read_scales,
     readable,
@@ -21,6 +22,10 @@ from .rows import (
 
 __all__ = ["Features"]
 
+MISSING_POSITIONS = (
+    "positions must be given for \"position\" pooling, the number of a row for each sample: positions= beside arrays, "
+    "Features(..., positions=) or Features.with_positions otherwise"
+)
 _CHUNK = 512  # samples that are gathered at a time where rows must be copied
 
 
@@ -40,6 +45,8 @@ class Features:
         How to take uint16.
     scales : sequence of array_like of float32, shape (rows,), or None, optional
         Of each tap that is int8, one number a row by which its integers are multiplied; None for another tap.
+    positions : array_like of int, shape (samples,), optional
+        A row of each sample, counted from its first, for heads with ``pool="position"``.
     source : dict or None
         What the features were taken from; a network refuses features of another source than it was trained on.
 
@@ -51,7 +58,7 @@ class Features:
         Where shapes do not fit each other.
     """
 
-    def __init__(self, taps, lengths, *, dtype=None, scales=None, source=None):
+    def __init__(self, taps, lengths, *, dtype=None, scales=None, positions=None, source=None):
         lengths = np.asarray(lengths)
         if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu":
             raise ValueError(
@@ -77,25 +84,27 @@ class Features:
                 )
             arrays.append(readable(array))
             elements.append(element)
-        self._set(arrays, elements, offsets_of(lengths), None, None, source, given)
+        positions = None if positions is None else read_positions(positions, lengths)
+        self._set(arrays, elements, offsets_of(lengths), None, None, source, given, positions)
 
-    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None):
+    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None, positions=None):
         # Sample i of the selection is sample samples[i] of the whole; that has rows offsets[…] to offsets[… + 1] of
         # `rows`, which are row numbers of the arrays. None stands for 0, 1, 2 …
         self._arrays, self._elements = arrays, elements
         self._offsets, self._rows, self._samples = offsets, rows, samples
         self._source = source
         self._scales = [None] * len(arrays) if scales is None else scales
+        self._positions = positions  # of the samples of the whole
         self._fingerprint = None
 
     def _with(self, **changes):
-        names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales")
+        names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales", "positions")
         made = Features.__new__(Features)
         made._set(**{name: changes.get(name, getattr(self, "_" + name)) for name in names})
         return made
 
     @classmethod
-    def from_arrays(cls, taps, mask=None, *, dtype=None):
+    def from_arrays(cls, taps, mask=None, positions=None, *, dtype=None):
         """Take padded arrays as features, without copying them.
 
         Parameters
@@ -103,6 +112,8 @@ class Features:
         taps : sequence of array_like, each of shape (batch, tokens, channels)
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             1 where a row is meant, in any pattern; rows where it is 0 are left out.
+        positions : array_like of int, shape (batch,), optional
+            A row of each sample, counted among its rows that are meant, for heads with ``pool="position"``.
         dtype : {None, "bfloat16"}
             How to take uint16.
 
@@ -114,7 +125,7 @@ class Features:
         empty = np.flatnonzero(features.lengths == 0)
         if len(empty):
             raise ValueError(f"mask leaves no row of sample {empty[0]}")
-        return features
+        return features if positions is None else features.with_positions(positions)
 
     @property
     def taps(self):
@@ -155,6 +166,11 @@ class Features:
         return offsets_of(self.lengths)
 
     @property
+    def positions(self):
+        """A row of each sample, counted from its first, int64 of shape (samples,), or None where none were given."""
+        return self._positions if self._samples is None or self._positions is None else self._positions[self._samples]
+
+    @property
     def source(self):
         """What the features were taken from (``"backbone"``: its fingerprint, ``"states"``), or None."""
         return None if self._source is None else dict(self._source)
@@ -167,10 +183,13 @@ class Features:
 
     @property
     def fingerprint(self):
-        """SHA-256 of lengths, types and values, in hexadecimal; it reads everything once."""
+        """SHA-256 of lengths, positions, types and values, in hexadecimal; it reads everything once."""
         if self._fingerprint is None:
             digest = hashlib.sha256(repr((self.dtypes, self.channels)).encode())
             digest.update(np.ascontiguousarray(self.lengths))
+            if self._positions is not None:
+                digest.update(b"positions")
+                digest.update(np.ascontiguousarray(self.positions))
             for array in [*self._arrays, *(array for array in self._scales if array is not None)]:
                 for rows in self._pieces(array):
                     digest.update(np.ascontiguousarray(rows))
@@ -227,6 +246,31 @@ class Features:
             source=source,
         )
 
+    def with_positions(self, positions):
+        """Give each sample the number of one of its rows, for heads with ``pool="position"``.
+
+        Parameters
+        ----------
+        positions : array_like of int, shape (samples,)
+            Counted from the sample's first row: the end-of-text token of CLIP, say.
+
+        Returns
+        -------
+        Features
+            With the same arrays.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Where they are not whole numbers, not as many as samples, or a sample does not have the row.
+        """
+        chosen = read_positions(positions, self.lengths)
+        if self._samples is None:
+            return self._with(positions=chosen)
+        # A sample may be selected more than once, each time with another position: the selection becomes the whole.
+        batch = self.batch()
+        return self._with(offsets=batch.offsets, rows=batch.rows, samples=None, positions=chosen)
+
     def astype(self, dtype):
         """Store the taps in another type.
 
@@ -247,7 +291,7 @@ class Features:
             arrays.append(made)
             scales.append(scale)
         return Features(arrays, self.lengths, dtype=dtype if dtype == "bfloat16" else None, scales=scales,
-                        source=self.source)
+                        positions=self.positions, source=self.source)
 
     def pooled(self, tap=-1, how="mean"):
         """Reduce each sample's rows of one tap to one.
@@ -256,19 +300,19 @@ class Features:
         ----------
         tap : int
             Number of the tap.
-        how : {"mean", "first", "max"}
+        how : {"mean", "max", "first", "last", "position"}
+            Their mean or maximum, the first or the last, or the one that `positions` tells.
 
         Returns
         -------
         numpy.ndarray of float32 (of float64 where the tap is), shape (samples, channels)
         """
-        one_of(how, "how", ("mean", "first", "max"))
+        one_of(how, "how", ("mean", "max", "first", "last", "position"))
         tap = whole_number(tap, "tap", -len(self._arrays), len(self._arrays) - 1)
         array, element, scales = self._arrays[tap], self._elements[tap], self._scales[tap]
-        if how == "first":
-            batch = self.batch()
-            first = batch.offsets[:-1] if batch.rows is None else batch.rows[batch.offsets[:-1]]
-            return widened(array[first], element, None if scales is None else scales[first])
+        if how in ("first", "last", "position"):
+            chosen = self._row_numbers(how)
+            return widened(array[chosen], element, None if scales is None else scales[chosen])
         pooled = []
         for start in range(0, len(self), _CHUNK):
             batch = self.batch(np.arange(start, min(start + _CHUNK, len(self))))
@@ -279,6 +323,17 @@ class Features:
                 sums = np.add.reduceat(rows, batch.offsets[:-1], axis=0, dtype=np.float64)
                 pooled.append((sums / np.diff(batch.offsets)[:, None]).astype(rows.dtype))
         return np.concatenate(pooled)
+
+    def _row_numbers(self, how):
+        """Return which row of the arrays is the first, the last or the given one of each sample."""
+        batch = self.batch()
+        if how == "position":
+            if self._positions is None:
+                raise ValueError(MISSING_POSITIONS)
+            chosen = batch.offsets[:-1] + self.positions
+        else:
+            chosen = batch.offsets[:-1] if how == "first" else batch.offsets[1:] - 1
+        return chosen if batch.rows is None else batch.rows[chosen]
 
     def batch(self, index=None):
         """Return the rows of some samples as the core takes them.
@@ -292,13 +347,14 @@ class Features:
         -------
         Batch
         """
+        positions = None if self._positions is None else self._positions.reshape(-1, 1)
         if index is None and self._samples is None:
-            return Batch(self._offsets, self._rows)
+            return Batch(self._offsets, self._rows, positions)
         if index is None:
             index = self._samples
         elif self._samples is not None:
             index = self._samples[index]
-        return select_rows(self._offsets, self._rows, index)
+        return select_rows(self._offsets, self._rows, index, positions)
 
     def sources(self, batch):
         """Return every tap's array with the rows that a batch takes of it."""
@@ -336,13 +392,14 @@ def from_padded(taps, mask, names=None, dtype=None):
     return made, grids[0]
 
 
-def as_features(taps, mask=None, *, channels=None, dtype=None):
+def as_features(taps, mask=None, positions=None, *, channels=None, dtype=None):
     """Return a network's input as features.
 
     Parameters
     ----------
     taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
     mask : array_like, shape (batch, tokens), optional
+    positions : array_like of int, shape (batch,), optional
     channels : sequence of int, optional
         Channels that each tap must have.
     dtype : {None, "bfloat16"}
@@ -354,12 +411,19 @@ def as_features(taps, mask=None, *, channels=None, dtype=None):
     if isinstance(taps, Features):
         if mask is not None:
             raise ValueError("mask goes with padded arrays; Features know the rows of each sample")
+        check_own_positions(positions)
         features = taps
     else:
-        features = Features.from_arrays(taps, mask, dtype=dtype)
+        features = Features.from_arrays(taps, mask, positions, dtype=dtype)
     if channels is not None:
         check_channels(features.channels, channels)
     return features
+
+
+def check_own_positions(positions):
+    """Raise where positions were given beside Features."""
+    if positions is not None:
+        raise ValueError("positions goes with padded arrays; Features have their own, from Features.with_positions")
 
 
 def check_channels(found, wanted, names=None):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..checks import count_of
+
 REALS = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -17,10 +19,13 @@ class Batch:
         Where each sample's rows begin, counted within the batch.
     rows : numpy.ndarray of int64, shape (rows,), or None
         Which rows of the arrays the batch takes, in order; None for all of them.
+    positions : numpy.ndarray of int64, shape (samples, 1), or None
+        A row of each sample, counted within it.
     """
 
     offsets: np.ndarray
     rows: np.ndarray | None
+    positions: np.ndarray | None = None
 
     @property
     def samples(self):
@@ -155,13 +160,33 @@ def read_mask(mask, grid):
     return None if array.all() else array
 
 
-def select_rows(offsets, rows, samples):
+def read_positions(values, lengths):
+    """Return one row number a sample, counted within the sample, as an int64 array of its own."""
+    try:
+        array = np.asarray(values)
+    except Exception as error:
+        raise TypeError(f"positions cannot be read as an array: {error}") from error
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"positions must hold whole numbers, got dtype {array.dtype}")
+    if array.shape != lengths.shape:
+        raise ValueError(f"positions must have shape (samples,) = {lengths.shape}, got {array.shape}")
+    wrong = np.flatnonzero((array < 0) | (array >= lengths))
+    if len(wrong):
+        sample = wrong[0]
+        raise ValueError(
+            f"positions must be from 0 to below the rows of their sample, got {array[sample]} for sample {sample}, "
+            f"which has {count_of(lengths[sample], 'row')}"
+        )
+    return np.array(array, np.int64)
+
+
+def select_rows(offsets, rows, samples, positions=None):
     """Return the batch of some samples of a ragged set; `samples` is an int64 index array."""
     starts = offsets[samples]
     lengths = offsets[samples + 1] - starts
     chosen = offsets_of(lengths)
     index = np.repeat(starts - chosen[:-1], lengths) + np.arange(chosen[-1])
-    return Batch(chosen, index if rows is None else rows[index])
+    return Batch(chosen, index if rows is None else rows[index], None if positions is None else positions[samples])
 
 
 def offsets_of(lengths):

@@ -16,7 +16,8 @@ from ..training.metrics import default_metrics
 class Inference:
     """The part of a network that leaves its weights as they are."""
 
-    def forward(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
+    def forward(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
+                dtype=None):
         """Compute the outputs of the head.
 
         Parameters
@@ -25,6 +26,9 @@ class Inference:
             Hidden states of the backbone. float32, float64, float16 or bfloat16.
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             With padded arrays: 1 where a row is meant; others are left out.
+        positions : array_like of int, shape (batch,), optional
+            With padded arrays and a head with ``pool="position"``: which of its rows that are meant each sample is read
+            from, counted from 0. `Features` have their own.
         batch_size : int
             Samples that are computed at a time; the results do not depend on it.
         memory_budget : int or str, optional
@@ -36,16 +40,17 @@ class Inference:
         -------
         numpy.ndarray of float32, shape (samples, classes or outputs)
         """
-        features = self._features(taps, mask, dtype)
+        features = self._features(taps, mask, positions, dtype)
         with self._lock:
             return scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
 
-    def predict(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
+    def predict(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
+                dtype=None):
         """Predict class numbers, or numbers.
 
         Parameters
         ----------
-        taps, mask, batch_size, memory_budget, dtype
+        taps, mask, positions, batch_size, memory_budget, dtype
             As for `forward`.
 
         Returns
@@ -55,14 +60,15 @@ class Inference:
             regressor float32 (samples,), or (samples, outputs) with several.
         """
         return self.head._predicted(self.forward(
-            taps, mask, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
+            taps, mask, positions=positions, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
 
-    def predict_proba(self, taps, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
+    def predict_proba(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
+                      dtype=None):
         """Compute class probabilities.
 
         Parameters
         ----------
-        taps, mask, batch_size, memory_budget, dtype
+        taps, mask, positions, batch_size, memory_budget, dtype
             As for `forward`.
 
         Returns
@@ -76,15 +82,15 @@ class Inference:
             Where the head is not a classifier.
         """
         return self.head._probabilities(self.forward(
-            taps, mask, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
+            taps, mask, positions=positions, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
 
-    def evaluate(self, taps, labels, mask=None, *, metrics=None, sample_weight=None,
+    def evaluate(self, taps, labels, mask=None, *, positions=None, metrics=None, sample_weight=None,
                  batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
         """Compute the mean loss and metrics.
 
         Parameters
         ----------
-        taps, mask, batch_size, memory_budget, dtype
+        taps, mask, positions, batch_size, memory_budget, dtype
             As for `forward`.
         labels : array_like
             As for `fit`.
@@ -100,16 +106,17 @@ class Inference:
             ``"loss"`` and the metrics by name.
         """
         functions = scoring.metric_functions(metrics, self.head.task)
-        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype)
+        labelled = Labelled(self, taps, labels, mask, positions, sample_weight, dtype)
         with self._lock:
             return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget))
 
-    def score(self, taps, labels, mask=None, *, batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
+    def score(self, taps, labels, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
+              dtype=None):
         """Compute the first of the task's metrics: accuracy, or Pearson's correlation.
 
         Parameters
         ----------
-        taps, labels, mask, batch_size, memory_budget, dtype
+        taps, labels, mask, positions, batch_size, memory_budget, dtype
             As for `evaluate`.
 
         Returns
@@ -117,15 +124,16 @@ class Inference:
         float
         """
         name = default_metrics(self.head.task)[0]
-        return self.evaluate(taps, labels, mask, metrics=name, batch_size=batch_size, memory_budget=memory_budget,
-                             dtype=dtype)[name]
+        return self.evaluate(taps, labels, mask, positions=positions, metrics=name, batch_size=batch_size,
+                             memory_budget=memory_budget, dtype=dtype)[name]
 
-    def loss_and_gradients(self, taps, labels, mask=None, *, training=False, sample_weight=None, seed=0, dtype=None):
+    def loss_and_gradients(self, taps, labels, mask=None, *, positions=None, training=False, sample_weight=None, seed=0,
+                           dtype=None):
         """Compute the mean loss of a batch and its gradient.
 
         Parameters
         ----------
-        taps, mask, dtype
+        taps, mask, positions, dtype
             As for `forward`.
         labels : array_like
             As for `fit`.
@@ -143,18 +151,19 @@ class Inference:
         dict of str to numpy.ndarray of float32
             Gradients by parameter name.
         """
-        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype)
+        labelled = Labelled(self, taps, labels, mask, positions, sample_weight, dtype)
         with self._lock:
             program = self._programs.loss_gradient(flag(training, "training"))
             loss = program.gradient(*labelled.batch(), seed=seed_number(seed))
             return loss, self._read_gradients(program)
 
-    def vjp(self, taps, cotangent, mask=None, *, taps_gradient=False, training=False, seed=0, dtype=None):
+    def vjp(self, taps, cotangent, mask=None, *, positions=None, taps_gradient=False, training=False, seed=0,
+            dtype=None):
         """Compute the outputs of the head, and the gradient of their product with a cotangent.
 
         Parameters
         ----------
-        taps, mask, dtype
+        taps, mask, positions, dtype
             As for `forward`.
         cotangent : array_like, shape (samples, classes or outputs)
             Gradient of a scalar with respect to the outputs.
@@ -172,26 +181,34 @@ class Inference:
         dict of str to numpy.ndarray of float32, or Features
             Gradients by parameter name, and where asked for ``"tap0"``, ``"tap1"`` … in the form of the taps.
         """
-        rows = self._rows(taps, mask, dtype)
+        rows = self._rows(taps, mask, positions, dtype)
         channels = self.early.features if flag(taps_gradient, "taps_gradient") else []
         sinks = [rows.sink(width) for width in channels]
+        input_gradients = [sink for _, sink in sinks]
+        if sinks and rows.positions is not None:
+            input_gradients.append(None)
         cotangent = read_sample_rows(cotangent, rows.batch.samples, self.head.out_features)
         output = np.empty((rows.batch.samples, self.head.out_features), _core.REAL)
         with self._lock:
             program = self._programs.output_gradient(flag(training, "training"), bool(taps_gradient))
             program.gradient(
                 rows.batch.samples, rows.batch.spaces, rows.sources(), [(output, None)],
-                cotangents=[(cotangent, None)], input_gradients=[sink for _, sink in sinks] or None,
-                seed=seed_number(seed),
+                cotangents=[(cotangent, None)], input_gradients=input_gradients or None, seed=seed_number(seed),
             )
             gradients = self._read_gradients(program)
         gradients.update({f"tap{number}": rows.given(matrix) for number, (matrix, _) in enumerate(sinks)})
         return output, gradients
 
-    def _features(self, taps, mask, dtype):
-        features = as_features(taps, mask, channels=self.early.features, dtype=dtype)
+    def _features(self, taps, mask=None, positions=None, dtype=None):
+        features = as_features(taps, mask, positions, channels=self.early.features, dtype=dtype)
         self._check_source(features)
+        self.head._positions_read(features.positions)
         return features
+
+    def _sources(self, features, batch):
+        """Return what programs of the network take of a batch of features."""
+        positions = self.head._positions_read(batch.positions)
+        return features.sources(batch) if positions is None else [*features.sources(batch), (positions, None)]
 
     def _check_source(self, features):
         known, found = self.features_source, features.source
@@ -205,10 +222,12 @@ class Inference:
         if features.source is not None:
             self.features_source = features.source
 
-    def _rows(self, taps, mask, dtype):
+    def _rows(self, taps, mask, positions, dtype):
         names = [f"taps[{number}]" for number in range(self.early.taps)]
-        self._features(taps, mask, dtype)
-        return Rows([taps] if isinstance(taps, Features) else list(taps), names, mask, self.early.features, dtype)
+        features = self._features(taps, mask, positions, dtype)
+        rows = Rows([taps] if isinstance(taps, Features) else list(taps), names, mask, self.early.features, dtype)
+        rows.positions = self.head._positions_read(features.batch().positions)
+        return rows
 
     def _check_backbone(self, fingerprint):
         known = (self.features_source or {}).get("backbone", fingerprint)

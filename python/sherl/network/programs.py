@@ -83,12 +83,14 @@ class Programs:
         tokens = graph.space(_TOKENS)
         taps = [graph.input(f"tap{number}", tokens, channels, taps_gradient)
                 for number, channels in enumerate(self._early.features)]
+        positions = self._head._declare_positions(graph)
         # The early block stands in for what the first late layer would have received: the last tap.
         x = [*taps, taps[-1]]
         for prefix, block in self.parts():
             frozen = isinstance(block, TransformerLayer) and not block.trainable
             options = {"bfloat16": self._bfloat16} if frozen else {}
-            x = [block._build(graph, prefix, x, **options)]
+            inputs = x + positions if block is self._head else x
+            x = [block._build(graph, prefix, inputs, **options)]
         if output:
             graph.output(x[0])
         if loss:

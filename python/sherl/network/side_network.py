@@ -101,12 +101,12 @@ class SideNetwork(Inference):
 
     # Training.
 
-    def fit(self, taps, labels, mask=None, *, epochs=3, batch_size=32, learning_rate=1e-3, optimizer="adamw",
-            weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0, accumulate=1,
-            betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None, metrics=None,
-            monitor=None, patience=None, restore_best=None, callbacks=(), progress=True, sample_weight=None, seed=0,
-            bucket_by_length=False, checkpoint=None, checkpoint_every=None, resume_from=None,
-            memory_budget=None, loss=None, dtype=None):
+    def fit(self, taps, labels, mask=None, *, positions=None, epochs=3, batch_size=32, learning_rate=1e-3,
+            optimizer="adamw", weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0,
+            accumulate=1, betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None,
+            metrics=None, monitor=None, patience=None, restore_best=None, callbacks=(), progress=True,
+            sample_weight=None, seed=0, bucket_by_length=False, checkpoint=None, checkpoint_every=None,
+            resume_from=None, memory_budget=None, loss=None, dtype=None):
         """Train the network.
 
         The same arguments give the same bits, whatever the number of threads. An interrupt (Ctrl-C) ends the training
@@ -122,6 +122,9 @@ class SideNetwork(Inference):
             regressor numbers (samples,), or (samples, outputs). With `loss` any array with one entry a sample.
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             With padded arrays: 1 where a row is meant; others are left out.
+        positions : array_like of int, shape (batch,), optional
+            With padded arrays and a head with ``pool="position"``: which of its rows that are meant each sample is read
+            from, counted from 0. `Features` have their own.
         epochs : int
             Times that all samples are gone through, each time in another order.
         batch_size : int
@@ -148,7 +151,7 @@ class SideNetwork(Inference):
         step_every, step_factor : int, float
             With schedule "step" the learning rate is multiplied by `step_factor` every so many steps.
         validation : tuple, optional
-            (taps, labels) or (taps, labels, mask), evaluated after every epoch.
+            (taps, labels), (taps, labels, mask) or (taps, labels, mask, positions), evaluated after every epoch.
         metrics : str, callable, or a sequence or dictionary of them, optional
             As for `evaluate`; the task's usual when None.
         monitor : str, optional
@@ -210,7 +213,7 @@ class SideNetwork(Inference):
             step_factor=step_factor,
         )
         own = loss is not None
-        labelled = Labelled(self, taps, labels, mask, sample_weight, dtype, own_loss=own)
+        labelled = Labelled(self, taps, labels, mask, positions, sample_weight, dtype, own_loss=own)
         return Fit(
             self, labelled, read_validation(self, validation, dtype, own), settings, epochs=epochs, batch_size=batch_size,
             accumulate=accumulate, metrics=metrics, monitor=monitor, patience=patience, restore_best=restore_best,
@@ -243,7 +246,7 @@ class SideNetwork(Inference):
         Returns
         -------
         Stepper
-            ``loss = step(taps, labels, mask=None)``
+            ``loss = step(taps, labels, mask=None, positions=None)``
         """
         settings = OptimizerSettings(
             optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay, no_decay=no_decay, betas=betas,

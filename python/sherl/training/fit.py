@@ -255,13 +255,17 @@ def read_validation(network, validation, dtype, own_loss=False):
     """Return the labelled samples of a `validation` argument, or None."""
     if validation is None:
         return None
-    if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
-        raise TypeError("validation must be (taps, labels) or (taps, labels, mask)")
-    taps, labels, *mask = validation
+    check_validation(validation)
     try:
-        return Labelled(network, taps, labels, *mask, dtype=dtype, name="validation labels", own_loss=own_loss)
+        return Labelled(network, *validation, dtype=dtype, name="validation labels", own_loss=own_loss)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation: {error}") from error
+
+
+def check_validation(validation):
+    """Raise where a `validation` argument is not of its form."""
+    if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3, 4):
+        raise TypeError("validation must be (taps, labels), (taps, labels, mask) or (taps, labels, mask, positions)")
 
 
 def _checked_callbacks(callbacks):

@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 
 from .. import _core
-from ..features.features import as_features
 from .own_loss import read_targets
 
 
@@ -23,10 +22,10 @@ class Labelled:
         What a sample adds to the divisor of the mean: its weight times that of its class.
     """
 
-    def __init__(self, network, taps, labels, mask=None, sample_weight=None, dtype=None, name="labels",
+    def __init__(self, network, taps, labels, mask=None, positions=None, sample_weight=None, dtype=None, name="labels",
                  own_loss=False):
-        self.features = as_features(taps, mask, channels=network.early.features, dtype=dtype)
-        network._check_source(self.features)
+        self._network = network
+        self.features = network._features(taps, mask, positions, dtype)
         self.weights = _sample_weights(sample_weight, len(self.features))
         if own_loss:
             if sample_weight is not None:
@@ -67,7 +66,11 @@ class Labelled:
             (samples, offsets, inputs)
         """
         batch = self.features.batch(index)
-        return batch.samples, batch.spaces, [*self.features.sources(batch), *self.targets(index, total)]
+        return batch.samples, batch.spaces, [*self.sources(batch), *self.targets(index, total)]
+
+    def sources(self, batch):
+        """Return what a batch of the features gives to a program of the network."""
+        return self._network._sources(self.features, batch)
 
     def targets(self, index=None, total=None):
         """Return labels and weights of some samples as a program's inputs; the arguments are those of `batch`."""

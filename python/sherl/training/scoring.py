@@ -27,7 +27,7 @@ def outputs_of(network, features, batch_size, budget=None):
         for index in batches(len(features), batch_size):
             batch = features.batch(index)
             sink = outputs[index[0] : index[-1] + 1], None
-            program.forward(batch.samples, batch.spaces, features.sources(batch), [sink])
+            program.forward(batch.samples, batch.spaces, network._sources(features, batch), [sink])
     return outputs
 
 

@@ -46,12 +46,12 @@ class Stepper:
         """Learning rate of the next step."""
         return self.trainer.learning_rate(self.steps)
 
-    def __call__(self, taps, labels, mask=None, *, sample_weight=None, dtype=None):
+    def __call__(self, taps, labels, mask=None, *, positions=None, sample_weight=None, dtype=None):
         """Take one step on a batch.
 
         Parameters
         ----------
-        taps, labels, mask, sample_weight, dtype
+        taps, labels, mask, positions, sample_weight, dtype
             As for `SideNetwork.loss_and_gradients`.
 
         Returns
@@ -65,7 +65,7 @@ class Stepper:
             Where the loss or the gradient is not finite; the network is as it was.
         """
         own = self.loss is not None
-        labelled = Labelled(self.network, taps, labels, mask, sample_weight, dtype, own_loss=own)
+        labelled = Labelled(self.network, taps, labels, mask, positions, sample_weight, dtype, own_loss=own)
         self.network._note_source(labelled.features)
         return self.step(labelled, [None])
 
@@ -104,7 +104,7 @@ class Stepper:
         losses, backwards = [], []
         for part, draw in zip(parts, draws):
             batch = labelled.features.batch(part)
-            arguments = batch.samples, batch.spaces, labelled.features.sources(batch)
+            arguments = batch.samples, batch.spaces, labelled.sources(batch)
             outputs = np.empty((batch.samples, self.network.head.out_features), _core.REAL)
             self.program.forward(*arguments, [(outputs, None)], **draw)
             targets = labelled.labels if part is None else labelled.labels[part]

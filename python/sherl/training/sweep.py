@@ -14,7 +14,7 @@ from ..checks import count_of, flag, seed_number, whole_number
 from ..features.features import as_features
 from ..network.side_network import SideNetwork
 from .batching import epoch_batches
-from .fit import monitor_name, read_validation
+from .fit import check_validation, monitor_name, read_validation
 from .history import History
 from .interrupt import Interrupt
 from .labelled import Labelled
@@ -29,8 +29,9 @@ _USUAL = {"schedule": "linear", "warmup": 0.06, "clip_norm": 1.0}  # where fit d
 _OWN = ("network", "labels", "validation_labels", "sample_weight")
 
 
-def sweep(taps, labels, configurations, *, mask=None, epochs=3, batch_size=32, validation=None, metrics=None,
-          monitor=None, restore_best=False, progress=True, seed=0, bucket_by_length=False, dtype=None, **settings):
+def sweep(taps, labels, configurations, *, mask=None, positions=None, epochs=3, batch_size=32, validation=None,
+          metrics=None, monitor=None, restore_best=False, progress=True, seed=0, bucket_by_length=False, dtype=None,
+          **settings):
     """Train several side networks in one pass over the features.
 
     Each network ends up with the same bits as after ``network.fit`` with the same arguments: the order of the samples
@@ -40,7 +41,7 @@ def sweep(taps, labels, configurations, *, mask=None, epochs=3, batch_size=32, v
 
     Parameters
     ----------
-    taps, mask, dtype
+    taps, mask, positions, dtype
         As for `SideNetwork.fit`.
     labels : array_like or None
         As for `SideNetwork.fit`; None where every configuration has its own.
@@ -52,7 +53,8 @@ def sweep(taps, labels, configurations, *, mask=None, epochs=3, batch_size=32, v
     epochs, batch_size, bucket_by_length, seed
         As for `SideNetwork.fit`.
     validation : tuple, optional
-        (taps, labels) or (taps, labels, mask), on which each network is evaluated after every epoch.
+        (taps, labels), (taps, labels, mask) or (taps, labels, mask, positions), on which each network is evaluated after
+        every epoch.
     metrics, monitor
         As for `SideNetwork.fit`.
     restore_best : bool
@@ -73,7 +75,7 @@ def sweep(taps, labels, configurations, *, mask=None, epochs=3, batch_size=32, v
         Where an argument does not fit; no network has changed then.
     """
     return _Sweep(
-        taps, labels, configurations, settings, mask=mask, epochs=epochs, batch_size=batch_size,
+        taps, labels, configurations, settings, mask=mask, positions=positions, epochs=epochs, batch_size=batch_size,
         validation=validation, metrics=metrics, monitor=monitor, restore_best=restore_best, progress=progress,
         seed=seed, bucket_by_length=bucket_by_length, dtype=dtype,
     ).run()
@@ -211,6 +213,8 @@ class _Group:
     def __init__(self, entries, total_steps):
         self.entries = entries
         self.prefixes = [f"{number}." for number in range(len(entries))]
+        # All heads that read positions read the same ones; this network declares them, if any does.
+        self.reader = max((entry.network for entry in entries), key=lambda network: network.head._takes_positions)
         self.store = _core.Parameters()
         self.program = self._build().compile(True)
         self.program.lanes = entries[0].network._programs.loss_gradient(True).lanes
@@ -227,6 +231,7 @@ class _Group:
         tokens = graph.space("tokens")
         features = self.entries[0].network.early.features
         taps = [graph.input(f"tap{number}", tokens, channels) for number, channels in enumerate(features)]
+        positions = self.reader.head._declare_positions(graph)
         values = [[*taps, taps[-1]] for _ in self.entries]
         streams = [0] * len(self.entries)
         parts = [entry.network._programs.parts() for entry in self.entries]
@@ -239,7 +244,8 @@ class _Group:
                     continue
                 prefix, block = blocks[level]
                 graph.stream = streams[number]  # as if the network had a graph of its own
-                values[number] = [block._build(graph, self.prefixes[number] + prefix, values[number])]
+                inputs = values[number] + positions if level == depth - 1 else values[number]
+                values[number] = [block._build(graph, self.prefixes[number] + prefix, inputs)]
                 streams[number] = graph.stream
         losses = [entry.network.head._build_loss(graph, f"{prefix}head.", value)
                   for entry, prefix, (value,) in zip(self.entries, self.prefixes, values)]
@@ -258,8 +264,8 @@ class _Group:
         targets = [source for entry in self.entries for source in entry.labelled.targets(index)]
         losses = np.empty((len(self.entries), batch.samples, 1), _core.REAL)
         self.program.gradient(
-            batch.samples, batch.spaces, [*features.sources(batch), *targets], [(loss, None) for loss in losses],
-            seed=seed, step=number,
+            batch.samples, batch.spaces, [*self.reader._sources(features, batch), *targets],
+            [(loss, None) for loss in losses], seed=seed, step=number,
         )
         for entry, loss in zip(self.entries, losses):
             if entry.running:
@@ -277,7 +283,7 @@ class _Group:
 
 
 class _Sweep:
-    def __init__(self, taps, labels, configurations, settings, *, mask, epochs, batch_size, validation, metrics,
+    def __init__(self, taps, labels, configurations, settings, *, mask, positions, epochs, batch_size, validation, metrics,
                  monitor, restore_best, progress, seed, bucket_by_length, dtype):
         self.epochs = whole_number(epochs, "epochs", 1)
         self.batch_size = whole_number(batch_size, "batch_size", 1)
@@ -290,11 +296,10 @@ class _Sweep:
         _check_names(settings, _SETTINGS, "sweep")
         given = _read_configurations(configurations)
         channels = next(iter(given.values()))["network"].early.features
-        self.features = as_features(taps, mask, channels=channels, dtype=dtype)
+        self.features = as_features(taps, mask, positions, channels=channels, dtype=dtype)
         held_out = None
         if validation is not None:
-            if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
-                raise TypeError("validation must be (taps, labels) or (taps, labels, mask)")
+            check_validation(validation)
             held_out = as_features(validation[0], *validation[2:], channels=channels, dtype=dtype), validation[1]
         self.entries = [
             self._entry(name, {**_USUAL, **settings, **own}, labels, held_out, metrics, monitor)
