@@ -91,6 +91,9 @@ def test_batches_and_selections_keep_the_positions():
     assert np.array_equal(part.positions, POSITIONS[index])
     assert np.array_equal(part[1:].positions, POSITIONS[index[1:]])
     assert np.allclose(net.forward(part), whole[index], atol=1e-5)
+    assert np.allclose(net.forward(FEATURES_OF_TAPS[::-3]), whole[::-3], atol=1e-5)
+    assert np.allclose(net.forward(FEATURES_OF_TAPS[POSITIONS > 1]), whole[POSITIONS > 1], atol=1e-5)
+    assert np.allclose(net.forward(FEATURES_OF_TAPS[7]), whole[7:8], atol=1e-5)
     assert np.array_equal(FEATURES_OF_TAPS.select([0]).positions, POSITIONS)
     assert np.array_equal(part.astype("float16").positions, POSITIONS[index])
     for copied in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
@@ -115,7 +118,7 @@ def test_positions_are_part_of_the_fingerprint():
     same = sherl.Features.from_arrays(TAPS, MASK, POSITIONS)
     assert same.fingerprint == FEATURES_OF_TAPS.fingerprint
     assert len({bare.fingerprint, same.fingerprint, same.with_positions(0 * POSITIONS).fingerprint}) == 3
-    assert FEATURES_OF_TAPS[[3, 4]].fingerprint == bare[[3, 4]].with_positions(POSITIONS[[3, 4]]).fingerprint
+    assert FEATURES_OF_TAPS[3:9:2].fingerprint == bare[3:9:2].with_positions(POSITIONS[3:9:2]).fingerprint
 
 
 def test_heads_alone():

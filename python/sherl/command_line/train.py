@@ -47,7 +47,7 @@ def add_parser(commands):
     how.add_argument("--learning-rate", type=positive, default=3e-3, metavar="X", help="peak rate (%(default)s)")
     how.add_argument("--weight-decay", type=share, default=0.0, metavar="X", help="AdamW's decay (%(default)s)")
     how.add_argument("--hidden", type=count, default=48, metavar="N", help="side channels (%(default)s)")
-    how.add_argument("--pool", choices=["first", "mean", "max"], default="mean", help="pooling (%(default)s)")
+    how.add_argument("--pool", choices=["first", "last", "mean", "max"], default="mean", help="pooling (%(default)s)")
     how.add_argument("--max-length", type=count, metavar="N", help="tokens kept a text (128, or what the model can)")
     how.add_argument("--train-rows", type=count, metavar="N", help="train on a random subset of so many rows")
     how.add_argument("--patience", type=count, metavar="N", help="stop after N epochs without a better dev score")

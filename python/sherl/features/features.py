@@ -94,7 +94,7 @@ class Features:
         self._offsets, self._rows, self._samples = offsets, rows, samples
         self._source = source
         self._scales = [None] * len(arrays) if scales is None else scales
-        self._positions = positions  # of the samples of the whole
+        self._positions = positions  # of the samples of the selection
         self._fingerprint = None
 
     def _with(self, **changes):
@@ -168,7 +168,7 @@ class Features:
     @property
     def positions(self):
         """A row of each sample, counted from its first, int64 of shape (samples,), or None where none were given."""
-        return self._positions if self._samples is None or self._positions is None else self._positions[self._samples]
+        return None if self._positions is None else self._positions.copy()
 
     @property
     def source(self):
@@ -189,7 +189,7 @@ class Features:
             digest.update(np.ascontiguousarray(self.lengths))
             if self._positions is not None:
                 digest.update(b"positions")
-                digest.update(np.ascontiguousarray(self.positions))
+                digest.update(self._positions)
             for array in [*self._arrays, *(array for array in self._scales if array is not None)]:
                 for rows in self._pieces(array):
                     digest.update(np.ascontiguousarray(rows))
@@ -211,7 +211,8 @@ class Features:
         chosen = every[index]
         if len(chosen) == 0:
             raise IndexError("features[index] would hold no sample")
-        return self._with(samples=chosen)
+        positions = None if self._positions is None else np.ascontiguousarray(self._positions[index])
+        return self._with(samples=chosen, positions=positions)
 
     def __repr__(self):
         lengths = self.lengths
@@ -264,12 +265,7 @@ class Features:
         TypeError, ValueError
             Where they are not whole numbers, not as many as samples, or a sample does not have the row.
         """
-        chosen = read_positions(positions, self.lengths)
-        if self._samples is None:
-            return self._with(positions=chosen)
-        # A sample may be selected more than once, each time with another position: the selection becomes the whole.
-        batch = self.batch()
-        return self._with(offsets=batch.offsets, rows=batch.rows, samples=None, positions=chosen)
+        return self._with(positions=read_positions(positions, self.lengths))
 
     def astype(self, dtype):
         """Store the taps in another type.
@@ -330,7 +326,7 @@ class Features:
         if how == "position":
             if self._positions is None:
                 raise ValueError(MISSING_POSITIONS)
-            chosen = batch.offsets[:-1] + self.positions
+            chosen = batch.offsets[:-1] + self._positions
         else:
             chosen = batch.offsets[:-1] if how == "first" else batch.offsets[1:] - 1
         return chosen if batch.rows is None else batch.rows[chosen]
@@ -347,7 +343,9 @@ class Features:
         -------
         Batch
         """
-        positions = None if self._positions is None else self._positions.reshape(-1, 1)
+        positions = self._positions
+        if positions is not None:
+            positions = (positions if index is None else positions[index]).reshape(-1, 1)
         if index is None and self._samples is None:
             return Batch(self._offsets, self._rows, positions)
         if index is None:

@@ -181,12 +181,12 @@ def read_positions(values, lengths):
 
 
 def select_rows(offsets, rows, samples, positions=None):
-    """Return the batch of some samples of a ragged set; `samples` is an int64 index array."""
+    """Return the batch of some samples of a ragged set; `samples` is an int64 index array, `positions` is theirs."""
     starts = offsets[samples]
     lengths = offsets[samples + 1] - starts
     chosen = offsets_of(lengths)
     index = np.repeat(starts - chosen[:-1], lengths) + np.arange(chosen[-1])
-    return Batch(chosen, index if rows is None else rows[index], None if positions is None else positions[samples])
+    return Batch(chosen, index if rows is None else rows[index], positions)
 
 
 def offsets_of(lengths):
