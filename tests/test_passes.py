@@ -257,6 +257,24 @@ def test_a_selection_beside_all_rows_is_picked_from_them():
     np.testing.assert_allclose(gradient, expected_gradient, rtol=0, atol=1e-12)
 
 
+def test_each_selection_of_a_tap_is_loaded_on_its_own():
+    x = np.random.default_rng(3).standard_normal((sum(LENGTHS), CHANNELS))
+    offsets, positions = np.cumsum([0, *LENGTHS]), positions_of(LENGTHS)
+    graph = core.Graph(core.Parameters(), False)
+    tap, at = graph.input("x", graph.space("tokens"), CHANNELS), graph.indices("positions", core.SAMPLES)
+    picked = [graph.pool(tap, "first"), graph.pool(tap, "last"), graph.select(tap, at), graph.pool(tap, "last")]
+    for value in [*picked, graph.add(picked[0], picked[2])]:
+        graph.output(value)
+    program = graph.compile(False)
+    assert [line.split(":")[0] for line in program.describe().splitlines()] == ["add"]
+    outputs = [np.full((len(LENGTHS), CHANNELS), np.nan) for _ in range(5)]
+    program.forward(len(LENGTHS), [None, offsets], [(x, None), (positions.reshape(-1, 1), None)],
+                    [(output, None) for output in outputs])
+    first, last, given = x[offsets[:-1]], x[offsets[1:] - 1], x[offsets[:-1] + positions]
+    for output, expected in zip(outputs, [first, last, given, last, first + given], strict=True):
+        np.testing.assert_array_equal(output, expected)
+
+
 @pytest.mark.parametrize("pick", PICKS)
 def test_selected_rows_of_integers_are_read_alone(pick):
     table = np.random.default_rng(0).standard_normal((9, CHANNELS))
