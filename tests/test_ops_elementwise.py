@@ -119,6 +119,67 @@ def test_layer_norm_with_frozen_parameters(trainable):
     check_gradients(build, shape.generator, **arguments)
 
 
+def test_layer_norm_without_bias():
+    shape = Shape(4)
+    x, weight = shape.normal(), shape.vector()
+    expected = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-2) * weight
+    build = lambda graph, values, known: graph.layer_norm(values["x"], known["weight"], None, 1e-2)  # noqa: E731
+    arguments = shape.arguments({"weight": ("trainable", weight)}, x=x)
+    check_forward(build, expected, **arguments)
+    check_gradients(build, shape.generator, **arguments)
+
+
+def rms_norm(eps=1e-2, read_twice=False):
+    def build(graph, values, known):
+        normalized = graph.rms_norm(values["x"], known["weight"], eps)
+        return graph.add(normalized, values["x"]) if read_twice else normalized
+
+    return build
+
+
+@quick
+@given(seed=seeds, offset=st.sampled_from([0.0, 100.0]))
+def test_rms_norm(seed, offset):
+    shape = Shape(seed)
+    x, weight = shape.normal() + offset, shape.vector()
+    expected = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + 1e-2) * weight
+    arguments = shape.arguments({"weight": ("trainable", weight)}, x=x)
+    check_forward(rms_norm(), expected, **arguments)
+    check_gradients(rms_norm(), shape.generator, **arguments)
+
+
+@pytest.mark.parametrize("role", ["trainable", "frozen"])
+@pytest.mark.parametrize("read_twice", [True, False])
+def test_rms_norm_with_frozen_weight_or_a_second_reader(role, read_twice):
+    shape = Shape(5)
+    arguments = shape.arguments({"weight": (role, shape.vector())}, x=shape.normal())
+    check_gradients(rms_norm(1e-5, read_twice), shape.generator, **arguments)
+
+
+def test_rms_norm_of_zeros_is_zero():
+    x = np.zeros((3, 7))
+    arguments = {"lengths": {"rows": [3]}, "inputs": {"x": ("rows", x)}, "output": ("rows", 7)}
+    case = OpCase(rms_norm(1e-6), parameters={"weight": ("trainable", np.ones(7))}, core=_core, **arguments)
+    assert not case.forward().any()
+    inputs, _ = case.gradient(np.ones((3, 7)))
+    assert_close(inputs["x"], np.full((3, 7), 1e3), 1e-6)
+
+
+@pytest.mark.parametrize("role", ["trainable", "frozen"])
+@pytest.mark.parametrize("read_twice", [True, False])
+def test_scale(role, read_twice):
+    shape = Shape(6)
+    x, factors = shape.normal(), shape.vector()
+
+    def build(graph, values, known):
+        scaled = graph.scale(values["x"], known["factors"])
+        return graph.add(scaled, values["x"]) if read_twice else scaled
+
+    arguments = shape.arguments({"factors": (role, factors)}, x=x)
+    check_forward(build, x * factors + (x if read_twice else 0), **arguments)
+    check_gradients(build, shape.generator, **arguments)
+
+
 def batch_norm(graph, values, known):
     return graph.batch_norm(
         values["x"], known["weight"], known["bias"], known["running_mean"], known["running_variance"], 1e-3, 0.25

@@ -243,6 +243,198 @@ def test_attention_dropout_gradients(names):
     check_gradients(build, generator, lengths={"rows": [4, 2]}, inputs=inputs, output=("rows", 4), training=True)
 
 
+# ---- Grouped heads and relative positions ----
+
+
+def bucket(distance, buckets, max_distance, bidirectional):
+    """The bucket of a distance (Raffel et al., 2020), in exact arithmetic but for the logarithm."""
+    first = 0
+    if bidirectional:
+        buckets //= 2
+        first = buckets if distance > 0 else 0
+        distance = abs(distance)
+    else:
+        distance = max(-distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return first + distance
+    share = np.log(distance / exact) / np.log(max_distance / exact)
+    return first + min(exact + int(share * (buckets - exact) + 1e-9), buckets - 1)
+
+
+def grouped_attention(query, key, value, query_lengths, key_lengths, *, heads, key_heads, scale, causal, table=None,
+                      **positions):
+    """Attention of one head after the other, with biases from a table (buckets, heads)."""
+    size, outputs = query.shape[1] // heads, []
+    rows = segments(query, query_lengths), segments(key, key_lengths), segments(value, key_lengths)
+    for q, k, v in zip(*rows, strict=True):
+        parts = []
+        for head in range(heads):
+            own, shared = (slice(h * size, (h + 1) * size) for h in (head, head // (heads // key_heads)))
+            scores = scale * q[:, own] @ k[:, shared].T
+            for i, j in np.ndindex(scores.shape):
+                if table is not None:
+                    scores[i, j] += table[bucket(j - i, len(table), **positions), head]
+                if causal and j > i:
+                    scores[i, j] = -np.inf
+            parts.append(softmax(scores) @ v[:, shared])
+        outputs.append(np.concatenate(parts, axis=1))
+    return np.concatenate(outputs)
+
+
+@quick
+@given(
+    seed=seeds,
+    sharing=st.integers(1, 3),
+    key_heads=st.integers(1, 2),
+    causal=st.booleans(),
+    one_query=st.booleans(),
+    buckets=st.sampled_from([None, 4, 6, 8]),
+    bidirectional=st.booleans(),
+    role=st.sampled_from(["trainable", "frozen"]),
+)
+def test_grouped_attention_with_relative_positions(seed, sharing, key_heads, causal, one_query, buckets, bidirectional, role):
+    generator = np.random.default_rng(seed)
+    key_lengths = ragged(generator, longest=7)
+    query_lengths = [1] * len(key_lengths) if one_query else ragged(generator, samples=len(key_lengths), longest=7)
+    heads = sharing * key_heads
+    options = {"heads": heads, "key_heads": key_heads, "scale": 0.7, "causal": causal}
+    arguments = attention_arguments(generator, query_lengths, key_lengths, 2 * heads, SAMPLES if one_query else "queries")
+    for name in ("key", "value"):
+        space, rows = arguments["inputs"][name]
+        arguments["inputs"][name] = space, rows[:, : 2 * key_heads]
+    rows = [array for _, array in arguments["inputs"].values()]
+    positions, table = {"max_distance": 5, "bidirectional": bidirectional}, None
+    if buckets:
+        table = generator.standard_normal((buckets, heads))
+        arguments["parameters"] = {"table": (role, table)}
+        options |= {"position_buckets": buckets, **positions}
+
+    def build(graph, values, known):
+        return attend(position_bias=known.get("table"), **options)(graph, values, known)
+
+    wanted = {name: options[name] for name in ("heads", "key_heads", "scale", "causal")}
+    expected = grouped_attention(*rows, query_lengths, key_lengths, table=table, **wanted, **positions)
+    check_forward(build, expected, **arguments)
+    check_gradients(build, generator, **arguments)
+    check_float32_gradients(build, generator, **arguments)
+
+
+def test_position_bias_over_long_segments():
+    """More queries than the op works on at once, several samples a tile, and far distances."""
+    generator = np.random.default_rng(9)
+    lengths = [300, 1, 140]
+    positions = {"max_distance": 128, "bidirectional": True}
+    table = generator.standard_normal((32, 2))
+    arguments = {
+        "lengths": {"rows": lengths},
+        "inputs": {name: ("rows", generator.standard_normal((441, 4))) for name in ("query", "key", "value")},
+        "output": ("rows", 4),
+        "parameters": {"table": ("trainable", table)},
+        "tile_rows": 1000,
+    }
+
+    def build(graph, values, known):
+        return graph.attention(
+            *values.values(), heads=2, scale=1.0, position_bias=known["table"], position_buckets=32, **positions
+        )
+
+    rows = [array for _, array in arguments["inputs"].values()]
+    expected = grouped_attention(
+        *rows, lengths, lengths, heads=2, key_heads=2, scale=1.0, causal=False, table=table, **positions
+    )
+    check_forward(build, expected, **arguments)
+    case = OpCase(build, **arguments)
+    cotangent = generator.standard_normal((441, 4))
+    _, gradients = case.gradient(cotangent)
+    for entry in [(0, 0), (7, 1), (15, 0), (20, 1), (31, 0)]:
+        kept, values = table[entry], []
+        for step in (1e-5, -1e-5):
+            case.parameters["table"][entry] = kept + step
+            values.append(np.sum(cotangent * case.forward()))
+        case.parameters["table"][entry] = kept
+        assert_close(gradients["table"][entry], (values[0] - values[1]) / 2e-5, 1e-6, str(entry))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"key_heads": 3}, "3 key heads do not divide 4 heads"),
+        ({"key_heads": 2}, "key must have 4 channels, not 8"),
+        ({"position_buckets": 8}, "position bias is not a parameter"),
+        ({"position_buckets": 2}, "even, and 4 or more, not 2"),
+        ({"position_buckets": 1, "bidirectional": False}, "2 or more, not 1"),
+        ({"position_buckets": 8, "max_distance": 2}, "more than 2, not 2"),
+    ],
+)
+def test_attention_refuses(options, message):
+    graph = _core.Graph(_core.Parameters(), False)
+    x = graph.input("x", graph.space("rows"), 8)
+    with pytest.raises(ValueError, match=message):
+        graph.attention(x, x, x, heads=4, scale=1.0, **options)
+
+
+# ---- Rotary positions ----
+
+
+def rotated(x, lengths, heads, dimensions, theta):
+    """Pairs of channels as complex numbers, times exp(i position theta^(-2 i / dimensions))."""
+    half, outputs = dimensions // 2, []
+    for rows in segments(x, lengths):
+        by_head = rows.reshape(len(rows), heads, -1).copy()
+        turns = np.exp(1j * np.arange(len(rows))[:, None] * theta ** (-2 * np.arange(half) / dimensions))
+        turned = (by_head[..., :half] + 1j * by_head[..., half:dimensions]) * turns[:, None]
+        by_head[..., :half], by_head[..., half:dimensions] = turned.real, turned.imag
+        outputs.append(by_head.reshape(rows.shape))
+    return np.concatenate(outputs)
+
+
+@quick
+@given(
+    seed=seeds,
+    heads=st.integers(1, 3),
+    pairs=st.integers(1, 5),
+    rest=st.integers(0, 3),
+    theta=st.sampled_from([10.0, 10000.0]),
+    read_twice=st.booleans(),
+)
+def test_rotary(seed, heads, pairs, rest, theta, read_twice):
+    generator = np.random.default_rng(seed)
+    lengths = ragged(generator, longest=9)
+    x = generator.standard_normal((sum(lengths), heads * (2 * pairs + rest)))
+    arguments = {"lengths": {"rows": lengths}, "inputs": {"x": ("rows", x)}, "output": ("rows", x.shape[1])}
+
+    def build(graph, values, parameters):
+        turned = graph.rotary(values["x"], heads, 2 * pairs, theta)
+        return graph.add(turned, values["x"]) if read_twice else turned
+
+    check_forward(build, rotated(x, lengths, heads, 2 * pairs, theta) + (x if read_twice else 0), **arguments)
+    check_gradients(build, generator, **arguments)
+
+
+def test_rotary_asked_for_first_rows_alone_turns_nothing():
+    generator = np.random.default_rng(10)
+    x = generator.standard_normal((8, 6))
+    arguments = {"lengths": {"rows": [3, 1, 4]}, "inputs": {"x": ("rows", x)}, "output": (SAMPLES, 6)}
+
+    def build(graph, values, parameters):
+        return graph.pool(graph.rotary(values["x"], 1, 6, 100.0), "first")
+
+    check_forward(build, x[[0, 3, 4]], **arguments)
+    check_gradients(build, generator, **arguments)
+
+
+@pytest.mark.parametrize(
+    "heads, dimensions, theta, message",
+    [(3, 2, 10.0, "3 heads do not divide 8"), (2, 3, 10.0, "even and 2 to the 4"), (2, 6, 10.0, "not 6"), (2, 2, 0.5, "theta")],
+)
+def test_rotary_refuses(heads, dimensions, theta, message):
+    graph = _core.Graph(_core.Parameters(), False)
+    x = graph.input("x", graph.space("rows"), 8)
+    with pytest.raises(ValueError, match=message):
+        graph.rotary(x, heads, dimensions, theta)
+
+
 # ---- Guidance ----
 
 

@@ -219,12 +219,21 @@ static PyObject *graph_activate(GraphObject *self, PyObject *args, PyObject *key
 
 static PyObject *graph_layer_norm(GraphObject *self, PyObject *args, PyObject *keywords) {
     sherl_value x;
-    sherl_parameter weight, bias;
+    sherl_parameter weight, bias = SHERL_NONE;
     double eps;
     argument arguments[] = {handle_argument("x", &x), handle_argument("weight", &weight),
-                            handle_argument("bias", &bias), real_argument("eps", &eps)};
+                            or_none(handle_argument("bias", &bias)), real_argument("eps", &eps)};
     if (!parse_arguments("layer_norm", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
     return graph_result(self, sherl_layer_norm(self->graph, x, weight, bias, eps));
+}
+
+static PyObject *graph_rms_norm(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    sherl_parameter weight;
+    double eps;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("weight", &weight), real_argument("eps", &eps)};
+    if (!parse_arguments("rms_norm", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    return graph_result(self, sherl_rms_norm(self->graph, x, weight, eps));
 }
 
 static PyObject *graph_batch_norm(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -264,6 +273,14 @@ static PyObject *graph_multiply(GraphObject *self, PyObject *args, PyObject *key
     return graph_result(self, sherl_multiply(self->graph, a, b));
 }
 
+static PyObject *graph_scale(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    sherl_parameter scale;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("scale", &scale)};
+    if (!parse_arguments("scale", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_scale(self->graph, x, scale));
+}
+
 static PyObject *graph_embedding(GraphObject *self, PyObject *args, PyObject *keywords) {
     sherl_value indices;
     sherl_parameter table;
@@ -272,20 +289,34 @@ static PyObject *graph_embedding(GraphObject *self, PyObject *args, PyObject *ke
     return graph_result(self, sherl_embedding(self->graph, indices, table));
 }
 
+static PyObject *graph_rotary(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    size_t heads, dimensions;
+    double theta;
+    argument arguments[] = {handle_argument("x", &x), count_argument("heads", 1, &heads),
+                            count_argument("dimensions", 1, &dimensions), real_argument("theta", &theta)};
+    if (!parse_arguments("rotary", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
+    return graph_result(self, sherl_rotary(self->graph, x, heads, dimensions, theta));
+}
+
 static PyObject *graph_attention(GraphObject *self, PyObject *args, PyObject *keywords) {
     sherl_value query, key, value;
-    size_t heads;
-    double scale, dropout = 0;
-    bool causal = false;
+    sherl_attention_settings settings = {.position_bias = SHERL_NONE,
+                                         .positions = {.max_distance = 128, .bidirectional = true}};
     argument arguments[] = {handle_argument("query", &query),
                             handle_argument("key", &key),
                             handle_argument("value", &value),
-                            count_argument("heads", 1, &heads),
-                            real_argument("scale", &scale),
-                            optional(flag_argument("causal", &causal)),
-                            optional(real_argument("dropout", &dropout))};
+                            count_argument("heads", 1, &settings.heads),
+                            real_argument("scale", &settings.scale),
+                            optional(flag_argument("causal", &settings.causal)),
+                            optional(real_argument("dropout", &settings.dropout)),
+                            or_none(count_argument("key_heads", 1, &settings.key_heads)),
+                            or_none(handle_argument("position_bias", &settings.position_bias)),
+                            optional(count_argument("position_buckets", 0, &settings.positions.buckets)),
+                            optional(count_argument("max_distance", 1, &settings.positions.max_distance)),
+                            optional(flag_argument("bidirectional", &settings.positions.bidirectional))};
     if (!parse_arguments("attention", args, keywords, arguments, LENGTH(arguments), 7)) return NULL;
-    return graph_result(self, sherl_attention(self->graph, query, key, value, heads, scale, causal, dropout));
+    return graph_result(self, sherl_attention(self->graph, query, key, value, &settings));
 }
 
 static PyObject *graph_pool(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -456,17 +487,24 @@ static PyMethodDef graph_methods[] = {
            "activation(x W^T + b); with bfloat16 the weight must be frozen."),
     METHOD("activate", graph_activate, "activate($self, x, activation)\n--\n\nactivation(x)"),
     METHOD("layer_norm", graph_layer_norm,
-           "layer_norm($self, x, weight, bias, eps)\n--\n\nNormalize each row over its channels."),
+           "layer_norm($self, x, weight, bias, eps)\n--\n\nNormalize each row over its channels; bias may be None."),
+    METHOD("rms_norm", graph_rms_norm,
+           "rms_norm($self, x, weight, eps)\n--\n\nDivide each row by the root of its mean square."),
     METHOD("batch_norm", graph_batch_norm,
            "batch_norm($self, x, weight, bias, running_mean, running_variance, eps, momentum)\n--\n\n"
            "Normalize each channel over the rows of the batch, or by the running statistics."),
     METHOD("dropout", graph_dropout, "dropout($self, x, rate)\n--\n\nDropout in a training graph, else x."),
     METHOD("add", graph_add, "add($self, a, b)\n--\n\na + b"),
     METHOD("multiply", graph_multiply, "multiply($self, a, b)\n--\n\na * b"),
+    METHOD("scale", graph_scale, "scale($self, x, scale)\n--\n\nx * scale, channel by channel"),
     METHOD("embedding", graph_embedding, "embedding($self, indices, table)\n--\n\ntable[indices]"),
+    METHOD("rotary", graph_rotary,
+           "rotary($self, x, heads, dimensions, theta)\n--\n\n"
+           "Turn pairs of channels by angles that grow with the row's position."),
     METHOD("attention", graph_attention,
-           "attention($self, query, key, value, heads, scale, causal=False, dropout=0.0)\n--\n\n"
-           "softmax(scale q k^T) v, head by head, inside each segment."),
+           "attention($self, query, key, value, heads, scale, causal=False, dropout=0.0, *, key_heads=None, "
+           "position_bias=None, position_buckets=0, max_distance=128, bidirectional=True)\n--\n\n"
+           "softmax(scale q k^T + bias) v, head by head, inside each segment."),
     METHOD("pool", graph_pool, "pool($self, x, pooling)\n--\n\nOne row a sample: its first, last, mean or maximum."),
     METHOD("select", graph_select,
            "select($self, x, positions)\n--\n\nOne row a sample: that of the number given, counted within the sample."),
@@ -490,9 +528,13 @@ static PyMethodDef graph_methods[] = {
            "gate_temperature=0.1)\n--\n\n"
            "The MTSA block over taps of one row space, the guide last."),
     METHOD("transformer_layer", graph_transformer_layer,
-           "transformer_layer($self, prefix, x, weights, *, heads, intermediate, activation='gelu', eps=1e-12, "
-           "dropout=0.0, attention_dropout=0.0, bfloat16=False)\n--\n\n"
-           "A post-norm encoder layer: frozen with the given weights, or trainable when they are None."),
+           "transformer_layer($self, prefix, x, weights, *, positions=None, memory=None, memory_positions=None, heads, "
+           "intermediate, key_heads=None, head_size=None, activation='gelu', gated=False, placement='post', "
+           "norm='layernorm', eps=1e-12, query_bias=True, output_bias=True, feed_forward_bias=True, norm_bias=True, "
+           "layer_scale=False, causal=False, scale=None, rotary_theta=None, rotary_dimensions=None, "
+           "position_buckets=0, max_distance=128, bidirectional=True, dropout=0.0, attention_dropout=0.0, "
+           "bfloat16=False)\n--\n\n"
+           "A transformer layer: frozen with the given weights, or trainable when they are None."),
     METHOD("head", graph_head,
            "head($self, prefix, x, *, outputs, pooling='first', pooler=False, dropout=0.0, "
            "positions=None)\n--\n\n"

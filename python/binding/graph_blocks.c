@@ -65,36 +65,84 @@ PyObject *graph_head(GraphObject *self, PyObject *args, PyObject *keywords) {
 
 /* ---- The transformer layer --------------------------------------------------------------------------------------- */
 
-typedef enum layer_size { ONE_ROW, HIDDEN, INTERMEDIATE } layer_size;
+typedef enum layer_size {
+    ONE_ROW, HIDDEN, INNER, KEY_INNER, INTERMEDIATE, MEMORY, BUCKETS, HEADS, LAYER_SIZES
+} layer_size;
 
-/* Each weight of a layer: its key, its place and its shape. */
+/* What a weight is there for; a layer has those whose conditions all hold. */
+enum {
+    QUERY_BIAS = 1, OUTPUT_BIAS = 2, FEED_FORWARD_BIAS = 4, NORM_BIAS = 8, GATED = 16, SANDWICH = 32, LAYER_SCALE = 64,
+    POSITIONS = 128, CROSS = 256
+};
+
+/* Each weight of a layer: its key, its place, its shape and its conditions. */
 static const struct layer_weight {
     const char *key;
     size_t place;
     layer_size rows, columns;
+    unsigned conditions;
 } layer_weights[] = {
-#define WEIGHT(name, rows, columns) {#name, offsetof(sherl_transformer_weights, name), rows, columns}
-    WEIGHT(query_weight, HIDDEN, HIDDEN),
-    WEIGHT(query_bias, ONE_ROW, HIDDEN),
-    WEIGHT(key_weight, HIDDEN, HIDDEN),
-    WEIGHT(key_bias, ONE_ROW, HIDDEN),
-    WEIGHT(value_weight, HIDDEN, HIDDEN),
-    WEIGHT(value_bias, ONE_ROW, HIDDEN),
-    WEIGHT(output_weight, HIDDEN, HIDDEN),
-    WEIGHT(output_bias, ONE_ROW, HIDDEN),
-    WEIGHT(attention_norm_weight, ONE_ROW, HIDDEN),
-    WEIGHT(attention_norm_bias, ONE_ROW, HIDDEN),
-    WEIGHT(up_weight, INTERMEDIATE, HIDDEN),
-    WEIGHT(up_bias, ONE_ROW, INTERMEDIATE),
-    WEIGHT(down_weight, HIDDEN, INTERMEDIATE),
-    WEIGHT(down_bias, ONE_ROW, HIDDEN),
-    WEIGHT(feed_forward_norm_weight, ONE_ROW, HIDDEN),
-    WEIGHT(feed_forward_norm_bias, ONE_ROW, HIDDEN),
+#define WEIGHT(name, rows, columns, conditions)                                                                       \
+    {#name "_weight", offsetof(sherl_transformer_weights, name.weight), rows, columns, conditions}
+#define BIAS(name, columns, conditions)                                                                               \
+    {#name "_bias", offsetof(sherl_transformer_weights, name.bias), ONE_ROW, columns, conditions}
+    WEIGHT(query, INNER, HIDDEN, 0),
+    BIAS(query, INNER, QUERY_BIAS),
+    WEIGHT(key, KEY_INNER, HIDDEN, 0),
+    BIAS(key, KEY_INNER, QUERY_BIAS),
+    WEIGHT(value, KEY_INNER, HIDDEN, 0),
+    BIAS(value, KEY_INNER, QUERY_BIAS),
+    WEIGHT(output, HIDDEN, INNER, 0),
+    BIAS(output, HIDDEN, OUTPUT_BIAS),
+    WEIGHT(position_bias, BUCKETS, HEADS, POSITIONS),
+    WEIGHT(attention_norm, ONE_ROW, HIDDEN, 0),
+    BIAS(attention_norm, HIDDEN, NORM_BIAS),
+    WEIGHT(attention_after_norm, ONE_ROW, HIDDEN, SANDWICH),
+    BIAS(attention_after_norm, HIDDEN, SANDWICH | NORM_BIAS),
+    WEIGHT(attention_scale, ONE_ROW, HIDDEN, LAYER_SCALE),
+    WEIGHT(cross_query, INNER, HIDDEN, CROSS),
+    BIAS(cross_query, INNER, CROSS | QUERY_BIAS),
+    WEIGHT(cross_key, KEY_INNER, MEMORY, CROSS),
+    BIAS(cross_key, KEY_INNER, CROSS | QUERY_BIAS),
+    WEIGHT(cross_value, KEY_INNER, MEMORY, CROSS),
+    BIAS(cross_value, KEY_INNER, CROSS | QUERY_BIAS),
+    WEIGHT(cross_output, HIDDEN, INNER, CROSS),
+    BIAS(cross_output, HIDDEN, CROSS | OUTPUT_BIAS),
+    WEIGHT(cross_norm, ONE_ROW, HIDDEN, CROSS),
+    BIAS(cross_norm, HIDDEN, CROSS | NORM_BIAS),
+    WEIGHT(cross_after_norm, ONE_ROW, HIDDEN, CROSS | SANDWICH),
+    BIAS(cross_after_norm, HIDDEN, CROSS | SANDWICH | NORM_BIAS),
+    WEIGHT(cross_scale, ONE_ROW, HIDDEN, CROSS | LAYER_SCALE),
+    WEIGHT(gate, INTERMEDIATE, HIDDEN, GATED),
+    BIAS(gate, INTERMEDIATE, GATED | FEED_FORWARD_BIAS),
+    WEIGHT(up, INTERMEDIATE, HIDDEN, 0),
+    BIAS(up, INTERMEDIATE, FEED_FORWARD_BIAS),
+    WEIGHT(down, HIDDEN, INTERMEDIATE, 0),
+    BIAS(down, HIDDEN, FEED_FORWARD_BIAS),
+    WEIGHT(feed_forward_norm, ONE_ROW, HIDDEN, 0),
+    BIAS(feed_forward_norm, HIDDEN, NORM_BIAS),
+    WEIGHT(feed_forward_after_norm, ONE_ROW, HIDDEN, SANDWICH),
+    BIAS(feed_forward_after_norm, HIDDEN, SANDWICH | NORM_BIAS),
+    WEIGHT(feed_forward_scale, ONE_ROW, HIDDEN, LAYER_SCALE),
 #undef WEIGHT
+#undef BIAS
 };
 
-/* The caller's mapping as a dictionary of its own with exactly the keys of the layer; NULL with an exception set. */
-static PyObject *copy_weights(PyObject *mapping) {
+static unsigned conditions_of(const sherl_transformer_settings *settings, bool cross) {
+    return (settings->query_bias ? QUERY_BIAS : 0u) | (settings->output_bias ? OUTPUT_BIAS : 0u) |
+           (settings->feed_forward_bias ? FEED_FORWARD_BIAS : 0u) |
+           (settings->norm_bias && settings->norm == SHERL_LAYER_NORM ? NORM_BIAS : 0u) |
+           (settings->gated ? GATED : 0u) | (settings->placement == SHERL_NORM_SANDWICH ? SANDWICH : 0u) |
+           (settings->layer_scale ? LAYER_SCALE : 0u) | (settings->positions.buckets > 0 ? POSITIONS : 0u) |
+           (cross ? CROSS : 0u);
+}
+
+static bool layer_has(const struct layer_weight *weight, unsigned conditions) {
+    return (weight->conditions & ~conditions) == 0;
+}
+
+/* The caller's mapping as a dictionary of its own with no keys but the layer's; NULL with an exception set. */
+static PyObject *copy_weights(PyObject *mapping, unsigned conditions) {
     PyObject *weights = PyDict_New();
     if (!weights || PyDict_Update(weights, mapping) < 0) {
         if (PyErr_ExceptionMatches(PyExc_AttributeError))
@@ -106,10 +154,11 @@ static PyObject *copy_weights(PyObject *mapping) {
     for (Py_ssize_t place = 0; PyDict_Next(weights, &place, &key, &value);) {
         size_t i = 0;
         while (i < LENGTH(layer_weights) &&
-               !(PyUnicode_Check(key) && PyUnicode_CompareWithASCIIString(key, layer_weights[i].key) == 0))
+               !(layer_has(&layer_weights[i], conditions) && PyUnicode_Check(key) &&
+                 PyUnicode_CompareWithASCIIString(key, layer_weights[i].key) == 0))
             i++;
         if (i < LENGTH(layer_weights)) continue;
-        PyErr_Format(PyExc_ValueError, "weights has the key %R, which a transformer layer does not have", key);
+        PyErr_Format(PyExc_ValueError, "weights has the key %R, which a transformer layer of these settings does not have", key);
         Py_DECREF(weights);
         return NULL;
     }
@@ -144,12 +193,36 @@ static bool hold_weight(ParametersObject *parameters, const char *prefix, const 
     return held;
 }
 
-/* The core gets bare pointers, so the shapes must be those that it will make of the channels of x. */
-static bool parse_weights(GraphObject *self, const char *prefix, PyObject *dictionary, size_t channels,
-                          size_t intermediate, sherl_transformer_weights *weights) {
-    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [HIDDEN] = channels, [INTERMEDIATE] = intermediate};
+/* Whether a * b is within what a dimension of an array can be; the product. */
+static bool multiply_sizes(size_t a, size_t b, size_t *product) {
+    if (b != 0 && a > (size_t)PY_SSIZE_T_MAX / b) {
+        PyErr_SetString(PyExc_ValueError, "heads and head_size must have a smaller product");
+        return false;
+    }
+    *product = a * b;
+    return true;
+}
+
+/* The core gets bare pointers, so the shapes must be those that it will make of the channels of its inputs. */
+static bool find_sizes(size_t channels, size_t memory, const sherl_transformer_settings *settings,
+                       size_t sizes[LAYER_SIZES]) {
+    size_t head_size = settings->head_size == 0 ? channels / settings->heads : settings->head_size;
+    sizes[ONE_ROW] = SHERL_VECTOR;
+    sizes[HIDDEN] = channels;
+    sizes[INTERMEDIATE] = settings->intermediate;
+    sizes[MEMORY] = memory;
+    sizes[BUCKETS] = settings->positions.buckets;
+    sizes[HEADS] = settings->heads;
+    return multiply_sizes(settings->heads, head_size, &sizes[INNER]) &&
+           multiply_sizes(settings->key_heads == 0 ? settings->heads : settings->key_heads, head_size,
+                          &sizes[KEY_INNER]);
+}
+
+static bool parse_weights(GraphObject *self, const char *prefix, PyObject *dictionary, unsigned conditions,
+                          const size_t sizes[LAYER_SIZES], sherl_transformer_weights *weights) {
     for (size_t i = 0; i < LENGTH(layer_weights); i++) {
         const struct layer_weight *weight = &layer_weights[i];
+        if (!layer_has(weight, conditions)) continue;
         char name[64];
         PyOS_snprintf(name, sizeof name, "weights[\"%s\"]", weight->key);
         PyObject *array = weight_of(dictionary, weight->key);
@@ -161,35 +234,68 @@ static bool parse_weights(GraphObject *self, const char *prefix, PyObject *dicti
     return true;
 }
 
+static const char *const placement_names[] = {"post", "pre", "sandwich", NULL}; /* by sherl_norm_placement */
+static const char *const norm_names[] = {"layernorm", "rmsnorm", NULL};         /* by sherl_norm_kind */
+
 PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *keywords) {
     const char *prefix;
-    sherl_value x;
     PyObject *mapping;
-    int activation = SHERL_GELU_ERF;
-    sherl_transformer_settings settings = {.eps = 1e-12};
+    int activation = SHERL_GELU_ERF, placement = SHERL_NORM_POST, norm = SHERL_LAYER_NORM;
+    sherl_transformer_inputs inputs = {SHERL_NONE, SHERL_NONE, SHERL_NONE, SHERL_NONE};
+    sherl_transformer_settings settings = {.eps = 1e-12, .query_bias = true, .output_bias = true,
+                                           .feed_forward_bias = true, .norm_bias = true,
+                                           .positions = {.max_distance = 128, .bidirectional = true}};
     argument arguments[] = {text_argument("prefix", &prefix),
-                            handle_argument("x", &x),
+                            handle_argument("x", &inputs.x),
                             object_argument("weights", &mapping),
+                            or_none(handle_argument("positions", &inputs.positions)),
+                            or_none(handle_argument("memory", &inputs.memory)),
+                            or_none(handle_argument("memory_positions", &inputs.memory_positions)),
                             count_argument("heads", 1, &settings.heads),
                             count_argument("intermediate", 1, &settings.intermediate),
+                            or_none(count_argument("key_heads", 1, &settings.key_heads)),
+                            or_none(count_argument("head_size", 1, &settings.head_size)),
                             optional(choice_argument("activation", activation_names, &activation)),
+                            optional(flag_argument("gated", &settings.gated)),
+                            optional(choice_argument("placement", placement_names, &placement)),
+                            optional(choice_argument("norm", norm_names, &norm)),
                             optional(real_argument("eps", &settings.eps)),
+                            optional(flag_argument("query_bias", &settings.query_bias)),
+                            optional(flag_argument("output_bias", &settings.output_bias)),
+                            optional(flag_argument("feed_forward_bias", &settings.feed_forward_bias)),
+                            optional(flag_argument("norm_bias", &settings.norm_bias)),
+                            optional(flag_argument("layer_scale", &settings.layer_scale)),
+                            optional(flag_argument("causal", &settings.causal)),
+                            or_none(real_argument("scale", &settings.scale)),
+                            or_none(real_argument("rotary_theta", &settings.rotary_theta)),
+                            or_none(count_argument("rotary_dimensions", 1, &settings.rotary_dimensions)),
+                            optional(count_argument("position_buckets", 0, &settings.positions.buckets)),
+                            optional(count_argument("max_distance", 1, &settings.positions.max_distance)),
+                            optional(flag_argument("bidirectional", &settings.positions.bidirectional)),
                             optional(real_argument("dropout", &settings.dropout)),
                             optional(real_argument("attention_dropout", &settings.attention_dropout)),
                             optional(flag_argument("bfloat16", &settings.bfloat16))};
     if (!parse_arguments("transformer_layer", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
     settings.activation = (sherl_activation)activation;
+    settings.placement = (sherl_norm_placement)placement;
+    settings.norm = (sherl_norm_kind)norm;
     settings.frozen = mapping != Py_None;
     sherl_transformer_weights weights = {0};
-    PyObject *dictionary = settings.frozen ? copy_weights(mapping) : NULL;
+    unsigned conditions = conditions_of(&settings, inputs.memory != SHERL_NONE);
+    PyObject *dictionary = settings.frozen ? copy_weights(mapping, conditions) : NULL;
     if (settings.frozen && !dictionary) return NULL;
-    size_t channels = sherl_graph_channels(self->graph, x); /* 0: no such value, which the core will say */
-    bool good = !dictionary || channels == 0 ||
-                parse_weights(self, prefix, dictionary, channels, settings.intermediate, &weights);
+    /* No shapes are known for values that do not exist or heads that do not fit, which the core will say. */
+    size_t channels = sherl_graph_channels(self->graph, inputs.x), sizes[LAYER_SIZES];
+    size_t memory = sherl_graph_channels(self->graph, inputs.memory);
+    bool known = channels > 0 && (inputs.memory == SHERL_NONE || memory > 0) &&
+                 (settings.head_size > 0 || channels % settings.heads == 0);
+    bool good = !dictionary || !known ||
+                (find_sizes(channels, memory, &settings, sizes) &&
+                 parse_weights(self, prefix, dictionary, conditions, sizes, &weights));
     Py_XDECREF(dictionary);
     if (!good) return NULL;
     core_lock(self->parameters->state);
-    sherl_value value = sherl_transformer_layer(self->graph, prefix, x, &weights, &settings);
+    sherl_value value = sherl_transformer_layer(self->graph, prefix, &inputs, &weights, &settings);
     core_unlock(self->parameters->state);
     return graph_result(self, value);
 }

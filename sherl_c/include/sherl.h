@@ -182,10 +182,12 @@ sherl_value sherl_bfloat16_linear(sherl_graph *graph, sherl_value x, sherl_param
                                   sherl_activation activation);
 /* y = activation(x) */
 sherl_value sherl_activate(sherl_graph *graph, sherl_value x, sherl_activation activation);
-/* y = (x - mean) / sqrt(variance + eps) * weight + bias, over the channels of each row */
+/* y = (x - mean) / sqrt(variance + eps) * weight + bias, over the channels of each row; bias may be SHERL_NONE */
 sherl_value sherl_layer_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
                              double eps);
-/* The same over the rows of the batch, channel by channel. In a training graph with batch statistics, which then move
+/* y = x / sqrt(mean of x^2 + eps) * weight, over the channels of each row */
+sherl_value sherl_rms_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, double eps);
+/* As layer norm, but over the rows of the batch, channel by channel. In a training graph with batch statistics, which then move
  * the running ones by `momentum` (variance unbiased); otherwise with the running ones. */
 sherl_value sherl_batch_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
                              sherl_parameter running_mean, sherl_parameter running_variance, double eps,
@@ -194,12 +196,36 @@ sherl_value sherl_batch_norm(sherl_graph *graph, sherl_value x, sherl_parameter 
 sherl_value sherl_dropout(sherl_graph *graph, sherl_value x, double rate);
 sherl_value sherl_add(sherl_graph *graph, sherl_value a, sherl_value b);
 sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b);
+/* y = x * scale, channel by channel; scale: (1, channels) */
+sherl_value sherl_scale(sherl_graph *graph, sherl_value x, sherl_parameter scale);
 /* y = table[indices]; table: (entries, channels) */
 sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_parameter table);
-/* softmax(scale q k^T) v head by head, inside each segment; q may live in another row space than k and v. Causal: a
- * query sees keys up to its own position. `dropout` acts on the probabilities of a training graph. */
-sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value, size_t heads,
-                            double scale, bool causal, double dropout);
+/* Turns, in each of the `heads` heads of x, channel i and channel i + dimensions / 2 (i < dimensions / 2) as a pair by
+ * the angle position * theta^(-2 i / dimensions), where position counts a segment's rows from 0; an even number of
+ * `dimensions`, of which a head may have more. */
+sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta);
+
+/* Buckets of the distance of a key from a query, its position minus the query's: one for each distance below half of
+ * the buckets, then ever wider ones, the last of which ends beyond max_distance. Bidirectional: half of the buckets are
+ * for keys before the query or at it, half for those after it; otherwise those after it share the bucket of distance 0. */
+typedef struct sherl_position_buckets {
+    size_t buckets, max_distance; /* 0 buckets: positions do not tell */
+    bool bidirectional;
+} sherl_position_buckets;
+
+typedef struct sherl_attention_settings {
+    size_t heads;
+    size_t key_heads; /* heads of keys and values, each shared by heads / key_heads heads of queries; 0: as many as heads */
+    double scale;
+    bool causal;      /* a query sees keys up to its own position */
+    double dropout;   /* of the probabilities, in a training graph */
+    sherl_position_buckets positions;
+    sherl_parameter position_bias; /* (buckets, heads): added to the scores; not read when positions do not tell */
+} sherl_attention_settings;
+
+/* softmax(scale q k^T + bias) v head by head, inside each segment; q may live in another row space than k and v. */
+sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value,
+                            const sherl_attention_settings *settings);
 /* One row a sample: the first, the last, the mean or the maximum of its rows. */
 sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling);
 /* y[sample] = x[positions[sample]], counted from the sample's first row; positions: indices in SHERL_SAMPLES. A run with
@@ -244,27 +270,59 @@ typedef struct sherl_mtsa_settings {
 sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
                        sherl_value last, const sherl_mtsa_settings *settings);
 
-/* Weights of a transformer layer by role; with frozen = true the caller's memory, else NULLs, and the layer's own
- * trainable parameters are made under the same names. */
+/* Weight and bias of a linear map or of a norm. */
+typedef struct sherl_map_weights {
+    const sherl_real *weight, *bias;
+} sherl_map_weights;
+
+/* Weights of a transformer layer by role; with frozen = true the caller's memory, NULL where the settings ask for none,
+ * else all NULL, and the layer's own trainable parameters are made under the same names ("query.weight"). */
 typedef struct sherl_transformer_weights {
-    const sherl_real *query_weight, *query_bias, *key_weight, *key_bias, *value_weight, *value_bias;
-    const sherl_real *output_weight, *output_bias;
-    const sherl_real *attention_norm_weight, *attention_norm_bias;
-    const sherl_real *up_weight, *up_bias, *down_weight, *down_bias;
-    const sherl_real *feed_forward_norm_weight, *feed_forward_norm_bias;
+    sherl_map_weights query, key, value, output, attention_norm;
+    sherl_map_weights cross_query, cross_key, cross_value, cross_output, cross_norm; /* with a memory */
+    sherl_map_weights gate, up, down, feed_forward_norm;                             /* gate: gated */
+    sherl_map_weights attention_after_norm, cross_after_norm, feed_forward_after_norm; /* sandwich */
+    sherl_map_weights attention_scale, cross_scale, feed_forward_scale; /* layer scale; without bias */
+    sherl_map_weights position_bias;                                    /* (buckets, heads); without bias */
 } sherl_transformer_weights;
+
+/* A sublayer f with norms N and M: post N(x + f(x)), pre x + f(N(x)), sandwich x + M(f(N(x))). */
+typedef enum sherl_norm_placement {
+    SHERL_NORM_POST, SHERL_NORM_PRE, SHERL_NORM_SANDWICH, SHERL_NORM_PLACEMENT_COUNT
+} sherl_norm_placement;
+typedef enum sherl_norm_kind { SHERL_LAYER_NORM, SHERL_RMS_NORM, SHERL_NORM_KIND_COUNT } sherl_norm_kind;
 
 typedef struct sherl_transformer_settings {
     size_t heads, intermediate;
+    size_t key_heads; /* heads of keys and values; 0: as many as heads */
+    size_t head_size; /* 0: the channels of x, shared by the heads */
     sherl_activation activation;
+    bool gated;       /* feed-forward W_down (activation(W_gate x) * W_up x) in place of W_down activation(W_up x) */
+    sherl_norm_placement placement;
+    sherl_norm_kind norm;
     double eps;
+    bool query_bias, output_bias, feed_forward_bias, norm_bias; /* query: keys and values, too; norm: of layer norms */
+    bool layer_scale; /* a factor for each channel of what a sublayer adds */
+    bool causal;
+    double scale;     /* of the scores; 0: 1 / sqrt(head_size) */
+    double rotary_theta;      /* 0: no rotary positions */
+    size_t rotary_dimensions; /* 0: all of a head */
+    sherl_position_buckets positions; /* of the self-attention */
     double dropout, attention_dropout;
     bool frozen;
     bool bfloat16; /* frozen layers: linear maps as sherl_bfloat16_linear; all else, and single-query attention, in full */
 } sherl_transformer_settings;
 
-/* A post-norm (BERT) encoder layer. */
-sherl_value sherl_transformer_layer(sherl_graph *graph, const char *prefix, sherl_value x,
+/* What a layer reads; SHERL_NONE for what it does not. */
+typedef struct sherl_transformer_inputs {
+    sherl_value x;
+    sherl_value positions; /* like x: added to what makes queries, and keys of the self-attention */
+    sherl_value memory;    /* keys and values of a cross-attention between self-attention and feed-forward */
+    sherl_value memory_positions; /* like memory: added to what makes its keys */
+} sherl_transformer_inputs;
+
+/* A transformer layer: encoder (BERT, ViT, T5), decoder without memory (GPT-2, Llama) or with one (T5, DETR). */
+sherl_value sherl_transformer_layer(sherl_graph *graph, const char *prefix, const sherl_transformer_inputs *inputs,
                                     const sherl_transformer_weights *weights,
                                     const sherl_transformer_settings *settings);
 

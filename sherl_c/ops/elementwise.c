@@ -1,4 +1,4 @@
-/* Ops that combine two values of one shape: sum, product, gated residual. */
+/* Ops that combine two values of one shape, or a value and a row: sum, product, scale, gated residual. */
 #include <math.h>
 #include <string.h>
 
@@ -69,6 +69,38 @@ static void multiply_reads(const sherl_op *op, const bool *trainable, sherl_back
 const sherl_op_type sherl_multiply_type = {
     .name = "multiply", .rows = SHERL_ROW_WISE, .forward_in_place = true,
     .forward = multiply_forward, .backward = multiply_backward, .backward_reads = multiply_reads,
+};
+
+/* ---- Scale --------------------------------------------------------------------------------------------------------- */
+
+/* y = x * scale, channel by channel; x, y: (rows, channels), scale: (1, channels) */
+static sherl_status scale_forward(const sherl_op *op, const sherl_tile *tile) {
+    tile->kernels->scale_columns(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
+                                 sherl_tile_write(tile, op->output), sherl_tile_rows(tile, op->output),
+                                 sherl_tile_channels(tile, op->output), false);
+    return SHERL_OK;
+}
+
+/* dscale += column sums of dy * x; dx (+)= dy * scale */
+static sherl_status scale_backward(const sherl_op *op, const sherl_tile *tile) {
+    size_t rows = sherl_tile_rows(tile, op->output), channels = sherl_tile_channels(tile, op->output);
+    const sherl_real *dy = sherl_output_gradient(op, tile), *x = sherl_tile_read(tile, op->inputs[0]);
+    sherl_real *dscale = sherl_op_parameter_gradient(op, tile, 0), *dx = sherl_input_gradient(op, tile, 0);
+    for (size_t row = 0; dscale && row < rows; row++)
+        tile->kernels->multiply(dy + row * channels, x + row * channels, dscale, channels, true);
+    if (dx)
+        tile->kernels->scale_columns(dy, sherl_op_parameter(op, tile, 0), dx, rows, channels, op->accumulate[0]);
+    return SHERL_OK;
+}
+
+static void scale_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
+    (void)op;
+    reads->inputs[0] = trainable[0];
+}
+
+const sherl_op_type sherl_scale_type = {
+    .name = "scale", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
+    .forward = scale_forward, .backward = scale_backward, .backward_reads = scale_reads,
 };
 
 /* ---- Gated residual ------------------------------------------------------------------------------------------------ */

@@ -1,8 +1,10 @@
-/* The layer norm op. */
+/* The norms over the channels of a row: layer norm and RMS norm. */
 #include "op.h"
 
+/* ---- Layer norm ---------------------------------------------------------------------------------------------------- */
+
 /* y = (x - mean) / sqrt(variance + eps) * weight + bias, over the channels of each row; x, y: (rows, channels),
- * weight, bias: (1, channels), saved: (rows, 2) */
+ * weight, bias (which may be absent): (1, channels), saved: (rows, 2) */
 static sherl_status layer_norm_forward(const sherl_op *op, const sherl_tile *tile) {
     sherl_real *statistics = op->saved == SHERL_NONE ? NULL : sherl_tile_write(tile, op->saved);
     tile->kernels->layer_norm_forward(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
@@ -23,7 +25,7 @@ static sherl_status layer_norm_backward(const sherl_op *op, const sherl_tile *ti
     return SHERL_OK;
 }
 
-static void layer_norm_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
+static void norm_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
     (void)op;
     (void)trainable;
     reads->inputs[0] = true;
@@ -32,5 +34,33 @@ static void layer_norm_reads(const sherl_op *op, const bool *trainable, sherl_ba
 const sherl_op_type sherl_layer_norm_type = {
     .name = "layer_norm", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
     .recomputes = true, .forward = layer_norm_forward, .backward = layer_norm_backward,
-    .backward_reads = layer_norm_reads,
+    .backward_reads = norm_reads,
+};
+
+/* ---- RMS norm ------------------------------------------------------------------------------------------------------ */
+
+/* y = x / sqrt(mean(x^2) + eps) * weight, over the channels of each row; x, y: (rows, channels), weight: (1, channels),
+ * saved: (rows, 1) */
+static sherl_status rms_norm_forward(const sherl_op *op, const sherl_tile *tile) {
+    sherl_real *inverse_roots = op->saved == SHERL_NONE ? NULL : sherl_tile_write(tile, op->saved);
+    tile->kernels->rms_norm_forward(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
+                                    op->settings.norm.eps, sherl_tile_write(tile, op->output), inverse_roots,
+                                    sherl_tile_rows(tile, op->output), sherl_tile_channels(tile, op->output));
+    return SHERL_OK;
+}
+
+/* With r = 1 / sqrt(mean(x^2) + eps) and g = dy * weight: dx (+)= r g - r^3 x mean(g x); dweight += column sums of
+ * dy * x r */
+static sherl_status rms_norm_backward(const sherl_op *op, const sherl_tile *tile) {
+    tile->kernels->rms_norm_backward(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
+                                     sherl_tile_read(tile, op->saved), sherl_output_gradient(op, tile),
+                                     sherl_input_gradient(op, tile, 0), sherl_op_parameter_gradient(op, tile, 0),
+                                     sherl_tile_rows(tile, op->output), sherl_tile_channels(tile, op->output),
+                                     op->accumulate[0]);
+    return SHERL_OK;
+}
+
+const sherl_op_type sherl_rms_norm_type = {
+    .name = "rms_norm", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
+    .recomputes = true, .forward = rms_norm_forward, .backward = rms_norm_backward, .backward_reads = norm_reads,
 };

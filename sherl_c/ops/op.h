@@ -76,7 +76,13 @@ struct sherl_op {
         sherl_activation activation; /* linear, activation */
         struct { double eps, momentum; } norm;
         struct { double rate; } dropout;
-        struct { size_t heads; double scale, dropout; bool causal; } attention;
+        struct {
+            size_t heads, key_heads;
+            double scale, dropout;
+            bool causal;
+            sherl_position_buckets positions;
+        } attention;
+        struct { size_t heads, dimensions; double theta; } rotary;
         struct { double eps; bool add_guide; } guidance;
         struct { double temperature; } gate;
         struct { double label_smoothing; } cross_entropy;
@@ -158,12 +164,13 @@ static inline void sherl_tile_spread(const sherl_tile *tile, size_t count, sherl
 /* Every op type, by family. */
 extern const sherl_op_type sherl_linear_type;                                      /* linear.c */
 extern const sherl_op_type sherl_activation_type;                                  /* activation.c */
-extern const sherl_op_type sherl_layer_norm_type;                                  /* normalization.c */
+extern const sherl_op_type sherl_layer_norm_type, sherl_rms_norm_type;             /* normalization.c */
 /* With the statistics of the batch (training), with the running ones. */
 extern const sherl_op_type sherl_batch_norm_type, sherl_fixed_batch_norm_type;     /* batch_norm.c */
 extern const sherl_op_type sherl_dropout_type;                                     /* dropout.c */
-extern const sherl_op_type sherl_add_type, sherl_multiply_type, sherl_gate_type;   /* elementwise.c */
+extern const sherl_op_type sherl_add_type, sherl_multiply_type, sherl_scale_type, sherl_gate_type; /* elementwise.c */
 extern const sherl_op_type sherl_embedding_type;                                   /* embedding.c */
+extern const sherl_op_type sherl_rotary_type;                                      /* rotary.c */
 extern const sherl_op_type sherl_attention_type;                                   /* attention.c */
 extern const sherl_op_type sherl_single_query_attention_type;                      /* single_query_attention.c */
 extern const sherl_op_type sherl_select_type, sherl_mean_type, sherl_max_type;     /* pooling.c */

@@ -74,12 +74,23 @@ sherl_value sherl_layer_norm(sherl_graph *graph, sherl_value x, sherl_parameter 
     if (!sherl_check_value(graph, "layer norm", "x", x, false)) return SHERL_NONE;
     sherl_value_info input = *sherl_graph_value(graph, x);
     if (!sherl_check_parameter(graph, "layer norm", "weight", weight, 1, input.channels) ||
-        !sherl_check_parameter(graph, "layer norm", "bias", bias, 1, input.channels) ||
+        (bias != SHERL_NONE && !sherl_check_parameter(graph, "layer norm", "bias", bias, 1, input.channels)) ||
         !sherl_check_number(graph, "layer norm", "eps", eps, 0, 1))
         return SHERL_NONE;
     sherl_op op = {.type = &sherl_layer_norm_type, .input_count = 1, .inputs = {x}, .parameter_count = 2,
                    .parameters = {weight, bias}, .settings.norm = {.eps = eps}};
     return sherl_graph_append(graph, &op, input.space, input.channels, input.space, 2, false);
+}
+
+sherl_value sherl_rms_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, double eps) {
+    if (!sherl_check_value(graph, "RMS norm", "x", x, false)) return SHERL_NONE;
+    sherl_value_info input = *sherl_graph_value(graph, x);
+    if (!sherl_check_parameter(graph, "RMS norm", "weight", weight, 1, input.channels) ||
+        !sherl_check_number(graph, "RMS norm", "eps", eps, 0, 1))
+        return SHERL_NONE;
+    sherl_op op = {.type = &sherl_rms_norm_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
+                   .parameters = {weight}, .settings.norm = {.eps = eps}};
+    return sherl_graph_append(graph, &op, input.space, input.channels, input.space, 1, false);
 }
 
 sherl_value sherl_batch_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
@@ -131,6 +142,15 @@ sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b) {
     return append_pairwise(graph, "multiply", &sherl_multiply_type, a, b);
 }
 
+sherl_value sherl_scale(sherl_graph *graph, sherl_value x, sherl_parameter scale) {
+    if (!sherl_check_value(graph, "scale", "x", x, false) ||
+        !sherl_check_parameter(graph, "scale", "scale", scale, 1, sherl_graph_value(graph, x)->channels))
+        return SHERL_NONE;
+    sherl_op op = {.type = &sherl_scale_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
+                   .parameters = {scale}};
+    return append_like_input(graph, &op);
+}
+
 sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_parameter table) {
     if (!sherl_check_value(graph, "embedding", "indices", indices, true)) return SHERL_NONE;
     if (table >= sherl_parameters_count(graph->parameters))
@@ -141,26 +161,72 @@ sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_param
                               sherl_parameters_columns(graph->parameters, table), SHERL_SAMPLES, 0, false);
 }
 
-sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value, size_t heads,
-                            double scale, bool causal, double dropout) {
+sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta) {
+    if (!sherl_check_value(graph, "rotary", "x", x, false) ||
+        !sherl_check_number(graph, "rotary", "theta", theta, 1, 1e12))
+        return SHERL_NONE;
+    size_t channels = sherl_graph_value(graph, x)->channels;
+    if (heads == 0 || channels % heads != 0)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "rotary: %zu heads do not divide %zu channels", heads,
+                                channels);
+    if (dimensions == 0 || dimensions % 2 != 0 || dimensions > channels / heads)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT,
+                                "rotary: dimensions must be even and 2 to the %zu of a head, not %zu", channels / heads,
+                                dimensions);
+    sherl_op op = {.type = &sherl_rotary_type, .input_count = 1, .inputs = {x},
+                   .settings.rotary = {.heads = heads, .dimensions = dimensions, .theta = theta}};
+    return append_like_input(graph, &op);
+}
+
+/* At least one exact distance and one wide bucket on each side, and a furthest distance beyond the exact ones. */
+static bool check_positions(sherl_graph *graph, const sherl_attention_settings *settings) {
+    const sherl_position_buckets *positions = &settings->positions;
+    if (positions->buckets == 0) return graph->status == SHERL_OK;
+    size_t sides = positions->bidirectional ? 2 : 1, exact = positions->buckets / sides / 2;
+    if (exact == 0 || positions->buckets % sides != 0)
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "attention: position buckets must be %s, not %zu",
+                         sides == 2 ? "even, and 4 or more" : "2 or more", positions->buckets);
+    else if (positions->max_distance <= exact)
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT,
+                         "attention: with %zu position buckets the max distance must be more than %zu, not %zu",
+                         positions->buckets, exact, positions->max_distance);
+    return sherl_check_parameter(graph, "attention", "position bias", settings->position_bias, positions->buckets,
+                                 settings->heads);
+}
+
+static bool check_heads(sherl_graph *graph, size_t channels, size_t heads, size_t key_heads) {
+    if (graph->status != SHERL_OK) return false;
+    if (heads == 0 || channels % heads != 0)
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "attention: %zu heads do not divide %zu channels", heads,
+                         channels);
+    else if (key_heads == 0 || heads % key_heads != 0)
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "attention: %zu key heads do not divide %zu heads", key_heads,
+                         heads);
+    return graph->status == SHERL_OK;
+}
+
+sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value,
+                            const sherl_attention_settings *settings) {
     if (!sherl_check_value(graph, "attention", "query", query, false) ||
         !sherl_check_value(graph, "attention", "key", key, false) ||
         !sherl_check_value(graph, "attention", "value", value, false) ||
         !sherl_check_same_rows(graph, "attention", key, value) ||
-        !sherl_check_number(graph, "attention", "dropout", dropout, 0, 1) ||
-        !sherl_check_number(graph, "attention", "scale", scale, 0, 1e6))
+        !sherl_check_number(graph, "attention", "dropout", settings->dropout, 0, 1) ||
+        !sherl_check_number(graph, "attention", "scale", settings->scale, 0, 1e6))
         return SHERL_NONE;
     sherl_value_info queries = *sherl_graph_value(graph, query);
-    if (!sherl_check_channels(graph, "attention", "key", key, queries.channels) ||
-        !sherl_check_channels(graph, "attention", "value", value, queries.channels))
+    size_t heads = settings->heads, key_heads = settings->key_heads == 0 ? heads : settings->key_heads;
+    if (!check_heads(graph, queries.channels, heads, key_heads) || !check_positions(graph, settings)) return SHERL_NONE;
+    size_t key_channels = queries.channels / heads * key_heads;
+    if (!sherl_check_channels(graph, "attention", "key", key, key_channels) ||
+        !sherl_check_channels(graph, "attention", "value", value, key_channels))
         return SHERL_NONE;
-    if (heads == 0 || queries.channels % heads != 0)
-        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "attention: %zu heads do not divide %zu channels",
-                                heads, queries.channels);
     sherl_op op = {.type = &sherl_attention_type, .input_count = 3, .inputs = {query, key, value},
+                   .parameter_count = settings->positions.buckets ? 1 : 0, .parameters = {settings->position_bias},
                    .stream = graph->next_stream,
-                   .settings.attention = {.heads = heads, .scale = scale, .causal = causal,
-                                          .dropout = graph->training ? dropout : 0}};
+                   .settings.attention = {.heads = heads, .key_heads = key_heads, .scale = settings->scale,
+                                          .causal = settings->causal, .positions = settings->positions,
+                                          .dropout = graph->training ? settings->dropout : 0}};
     graph->next_stream += (uint32_t)heads; /* one stream a head */
     return sherl_graph_append(graph, &op, queries.space, queries.channels, queries.space, heads, false);
 }

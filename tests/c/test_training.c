@@ -124,16 +124,16 @@ static void build_graph(sherl_graph *graph, const backbone *frozen) {
     if (frozen) {
         const sherl_real *zeros = frozen->zeros, *ones = frozen->ones;
         layer = (sherl_transformer_weights){
-            .query_weight = frozen->square[0], .query_bias = zeros, .key_weight = frozen->square[1],
-            .key_bias = zeros, .value_weight = frozen->square[2], .value_bias = zeros,
-            .output_weight = frozen->square[3], .output_bias = zeros, .attention_norm_weight = ones,
-            .attention_norm_bias = zeros, .up_weight = frozen->up, .up_bias = zeros, .down_weight = frozen->down,
-            .down_bias = zeros, .feed_forward_norm_weight = ones, .feed_forward_norm_bias = zeros};
+            .query = {frozen->square[0], zeros}, .key = {frozen->square[1], zeros}, .value = {frozen->square[2], zeros},
+            .output = {frozen->square[3], zeros}, .attention_norm = {ones, zeros}, .up = {frozen->up, zeros},
+            .down = {frozen->down, zeros}, .feed_forward_norm = {ones, zeros}};
     }
     sherl_transformer_settings transformer = {.heads = 2, .intermediate = INTERMEDIATE,
-                                              .activation = SHERL_GELU_ERF, .eps = 1e-12,
+                                              .activation = SHERL_GELU_ERF, .eps = 1e-12, .query_bias = true,
+                                              .output_bias = true, .feed_forward_bias = true, .norm_bias = true,
                                               .frozen = frozen != NULL};
-    x = sherl_transformer_layer(graph, "late.0.", x, &layer, &transformer);
+    sherl_transformer_inputs inputs = {x, SHERL_NONE, SHERL_NONE, SHERL_NONE};
+    x = sherl_transformer_layer(graph, "late.0.", &inputs, &layer, &transformer);
 
     sherl_head_settings head = {.outputs = CLASSES, .pooling = SHERL_POOL_FIRST, .pooler = true};
     sherl_value logits = sherl_head(graph, "head.", x, &head);

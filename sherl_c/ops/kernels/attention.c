@@ -1,4 +1,4 @@
-/* Softmax over the keys of attention: forward, recomputation from the logsumexp, backward. */
+/* Softmax over the keys of attention: forward, recomputation from the logsumexp, backward; rotary positions. */
 #include <math.h>
 
 #include "kernels.h"
@@ -80,5 +80,20 @@ void SHERL_KERNEL(softmax_backward)(const sherl_real *probabilities, sherl_real 
         for (size_t j = 0; j < keys; j++) mean += p[j] * dp[j];
 #pragma omp simd
         for (size_t j = 0; j < keys; j++) dp[j] = factor * p[j] * (dp[j] - mean);
+    }
+}
+
+void SHERL_KERNEL(rotate_row)(const sherl_real *x, const sherl_real *cosines, const sherl_real *sines, sherl_real *y,
+                              size_t heads, size_t head_size, size_t half, bool accumulate) {
+    for (size_t head = 0; head < heads; head++, x += head_size, y += head_size) {
+#pragma omp simd
+        for (size_t i = 0; i < half; i++) {
+            const sherl_real first = x[i], second = x[half + i];
+            const sherl_real first_turned = first * cosines[i] - second * sines[i];
+            const sherl_real second_turned = second * cosines[i] + first * sines[i];
+            y[i] = accumulate ? y[i] + first_turned : first_turned;
+            y[half + i] = accumulate ? y[half + i] + second_turned : second_turned;
+        }
+        for (size_t i = 2 * half; i < head_size; i++) y[i] = accumulate ? y[i] + x[i] : x[i];
     }
 }

@@ -223,6 +223,12 @@ void SHERL_KERNEL(affine_columns)(const sherl_real *x, const sherl_real *center,
     }
 }
 
+void SHERL_KERNEL(scale_columns)(const sherl_real *x, const sherl_real *scale, sherl_real *y, size_t rows,
+                                 size_t channels, bool accumulate) {
+    for (size_t row = 0; row < rows; row++, x += channels, y += channels)
+        SHERL_KERNEL(multiply)(x, scale, y, channels, accumulate);
+}
+
 /* ---- Dropout ----------------------------------------------------------------------------------------------------- */
 
 #define SHERL_DROPOUT_BLOCKS ((size_t)64)

@@ -45,18 +45,29 @@ typedef struct sherl_kernels {
     /* y[r][c] (+)= (x[r][c] - center[c]) * scale[c] + shift[c]; may be in place when accumulate is false */
     void (*affine_columns)(const sherl_real *x, const sherl_real *center, const sherl_real *scale,
                            const sherl_real *shift, sherl_real *y, size_t rows, size_t channels, bool accumulate);
+    /* y[r][c] (+)= x[r][c] * scale[c]; may be in place when accumulate is false */
+    void (*scale_columns)(const sherl_real *x, const sherl_real *scale, sherl_real *y, size_t rows, size_t channels,
+                          bool accumulate);
     /* y (+)= keep(row, channel) ? x / (1 - rate) : 0, keyed by (stream, row key, channel); may be in place */
     void (*dropout_row)(sherl_random_key key, uint32_t stream, sherl_row_key row, double rate, const sherl_real *x,
                         sherl_real *y, size_t channels, bool accumulate);
 
     /* --- normalization.c --- */
-    /* statistics[r] = {mean, 1 / sqrt(variance + eps)}; statistics may be NULL; may be in place */
+    /* statistics[r] = {mean, 1 / sqrt(variance + eps)}; statistics and bias may be NULL; may be in place */
     void (*layer_norm_forward)(const sherl_real *x, const sherl_real *weight, const sherl_real *bias, double eps,
                                sherl_real *y, sherl_real *statistics, size_t rows, size_t channels);
     /* dx may be NULL, or dy when accumulate is false; dweight, dbias may be NULL, else they are added to */
     void (*layer_norm_backward)(const sherl_real *x, const sherl_real *weight, const sherl_real *statistics,
                                 const sherl_real *dy, sherl_real *dx, sherl_real *dweight, sherl_real *dbias,
                                 size_t rows, size_t channels, bool accumulate);
+
+    /* inverse_roots[r] = 1 / sqrt(mean of x[r]^2 + eps), may be NULL; may be in place */
+    void (*rms_norm_forward)(const sherl_real *x, const sherl_real *weight, double eps, sherl_real *y,
+                             sherl_real *inverse_roots, size_t rows, size_t channels);
+    /* dx may be NULL, or dy when accumulate is false; dweight may be NULL, else it is added to */
+    void (*rms_norm_backward)(const sherl_real *x, const sherl_real *weight, const sherl_real *inverse_roots,
+                              const sherl_real *dy, sherl_real *dx, sherl_real *dweight, size_t rows, size_t channels,
+                              bool accumulate);
 
     /* --- attention.c --- */
     /* scores (rows x keys, row stride keys) become softmax probabilities of scale * scores, in place; row r may see the
@@ -70,6 +81,11 @@ typedef struct sherl_kernels {
     /* dscores = scale * p * (dp - sum_j p_j dp_j), over dp */
     void (*softmax_backward)(const sherl_real *probabilities, sherl_real *dprobabilities, double scale, size_t rows,
                              size_t keys);
+
+    /* Turns channels i and half + i of each head by the angle i, given as cosine and sine; the channels of a head from
+     * 2 half on stay. One row, may be in place when accumulate is false. */
+    void (*rotate_row)(const sherl_real *x, const sherl_real *cosines, const sherl_real *sines, sherl_real *y,
+                       size_t heads, size_t head_size, size_t half, bool accumulate);
 
     /* --- guidance.c --- one tile of the consolidation; scratch holds sherl_guidance_scratch(count) reals */
     void (*guidance_forward)(const sherl_real *const *features, size_t count, const sherl_real *weight,

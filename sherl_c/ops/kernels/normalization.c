@@ -1,4 +1,4 @@
-/* Layer norm over contiguous rows. */
+/* Layer norm and RMS norm over contiguous rows. */
 #include <math.h>
 
 #include "names.h"
@@ -34,7 +34,7 @@ static sherl_real sum_of_squared_deviations(const sherl_real *x, sherl_real mean
     return (sum0 + sum1) + (sum2 + sum3);
 }
 
-/* y = (x - mean) * inverse_deviation * weight + bias; x, y: (rows, channels) */
+/* y = (x - mean) * inverse_deviation * weight + bias, or without bias; x, y: (rows, channels) */
 void SHERL_KERNEL(layer_norm_forward)(const sherl_real *x, const sherl_real *weight, const sherl_real *bias, double eps,
                                       sherl_real *y, sherl_real *statistics, size_t rows, size_t channels) {
     for (size_t row = 0; row < rows; row++, x += channels, y += channels) {
@@ -45,8 +45,13 @@ void SHERL_KERNEL(layer_norm_forward)(const sherl_real *x, const sherl_real *wei
             statistics[2 * row] = mean;
             statistics[2 * row + 1] = inverse_deviation;
         }
+        if (bias == NULL) {
 #pragma omp simd
-        for (size_t c = 0; c < channels; c++) y[c] = (x[c] - mean) * inverse_deviation * weight[c] + bias[c];
+            for (size_t c = 0; c < channels; c++) y[c] = (x[c] - mean) * inverse_deviation * weight[c];
+        } else {
+#pragma omp simd
+            for (size_t c = 0; c < channels; c++) y[c] = (x[c] - mean) * inverse_deviation * weight[c] + bias[c];
+        }
     }
 }
 
@@ -102,5 +107,54 @@ void SHERL_KERNEL(layer_norm_backward)(const sherl_real *x, const sherl_real *we
         for (size_t r = row; dx != NULL && r < row + block; r++)
             layer_norm_row_backward(x + r * channels, weight, statistics + 2 * r, dy + r * channels, dx + r * channels,
                                     channels, accumulate);
+    }
+}
+
+/* ---- RMS norm ---------------------------------------------------------------------------------------------------- */
+
+/* y = x * inverse_root * weight; x, y: (rows, channels) */
+void SHERL_KERNEL(rms_norm_forward)(const sherl_real *x, const sherl_real *weight, double eps, sherl_real *y,
+                                    sherl_real *inverse_roots, size_t rows, size_t channels) {
+    for (size_t row = 0; row < rows; row++, x += channels, y += channels) {
+        sherl_real mean_square = sum_of_squared_deviations(x, 0, channels) / (sherl_real)channels;
+        sherl_real inverse_root = (sherl_real)(1.0 / sqrt((double)mean_square + eps));
+        if (inverse_roots != NULL) inverse_roots[row] = inverse_root;
+#pragma omp simd
+        for (size_t c = 0; c < channels; c++) y[c] = x[c] * inverse_root * weight[c];
+    }
+}
+
+/* With g = dy * weight: dx (+)= inverse_root * (g - x * inverse_root^2 * mean(g x)) */
+static void rms_norm_row_backward(const sherl_real *x, const sherl_real *weight, sherl_real inverse_root,
+                                  const sherl_real *dy, sherl_real *dx, size_t channels, bool accumulate) {
+    size_t half = channels / 2;
+    sherl_real product0 = 0, product1 = 0;
+#pragma omp simd reduction(+ : product0, product1)
+    for (size_t c = 0; c < half; c++) {
+        product0 += dy[c] * weight[c] * x[c];
+        product1 += dy[half + c] * weight[half + c] * x[half + c];
+    }
+    for (size_t c = 2 * half; c < channels; c++) product0 += dy[c] * weight[c] * x[c];
+    sherl_real slope = inverse_root * inverse_root * (product0 + product1) / (sherl_real)channels;
+    if (accumulate) {
+#pragma omp simd
+        for (size_t c = 0; c < channels; c++) dx[c] += inverse_root * (dy[c] * weight[c] - x[c] * slope);
+    } else {
+#pragma omp simd
+        for (size_t c = 0; c < channels; c++) dx[c] = inverse_root * (dy[c] * weight[c] - x[c] * slope);
+    }
+}
+
+void SHERL_KERNEL(rms_norm_backward)(const sherl_real *x, const sherl_real *weight, const sherl_real *inverse_roots,
+                                     const sherl_real *dy, sherl_real *dx, sherl_real *dweight, size_t rows,
+                                     size_t channels, bool accumulate) {
+    for (size_t row = 0; row < rows; row++, x += channels, dy += channels) {
+        if (dweight != NULL) {
+#pragma omp simd
+            for (size_t c = 0; c < channels; c++) dweight[c] += dy[c] * (x[c] * inverse_roots[row]);
+        }
+        if (dx == NULL) continue;
+        rms_norm_row_backward(x, weight, inverse_roots[row], dy, dx, channels, accumulate);
+        dx += channels;
     }
 }

@@ -1,0 +1,72 @@
+/* Rotary positions (Su et al., 2021): queries and keys turned by angles that grow with the position of their row. */
+#include <math.h>
+
+#include "op.h"
+
+/* Of a head's first `dimensions` channels, channel i and channel i + dimensions / 2 are a pair. */
+static size_t pairs(const sherl_op *op) { return op->settings.rotary.dimensions / 2; }
+
+static size_t longest_segment(const sherl_tile *tile, sherl_space space) {
+    size_t longest = 0;
+    for (size_t sample = 0; sample < tile->samples; sample++) {
+        size_t rows = sherl_tile_segment(tile, space, sample + 1) - sherl_tile_segment(tile, space, sample);
+        if (rows > longest) longest = rows;
+    }
+    return longest;
+}
+
+/* Cosines and, times `sign`, sines of the angles position * theta^(-2 i / dimensions): (positions, 2, pairs) */
+static void tabulate(const sherl_op *op, size_t positions, double sign, sherl_real *table) {
+    const size_t half = pairs(op);
+    for (size_t i = 0; i < half; i++) {
+        const double speed = pow(op->settings.rotary.theta, -2.0 * (double)i / (double)op->settings.rotary.dimensions);
+        for (size_t position = 0; position < positions; position++) {
+            table[2 * position * half + i] = (sherl_real)cos((double)position * speed);
+            table[(2 * position + 1) * half + i] = (sherl_real)(sign * sin((double)position * speed));
+        }
+    }
+}
+
+/* to (+)= each row of `from`, turned by the angles of its position, or back where sign is -1 */
+static void turn(const sherl_op *op, const sherl_tile *tile, const sherl_real *from, sherl_real *to, double sign,
+                 bool accumulate) {
+    const sherl_space space = tile->value_spaces[op->output];
+    const size_t channels = sherl_tile_channels(tile, op->output), heads = op->settings.rotary.heads;
+    const size_t half = pairs(op);
+    sherl_real *table = tile->scratch;
+    tabulate(op, longest_segment(tile, space), sign, table);
+    for (size_t sample = 0; sample < tile->samples; sample++) {
+        const size_t first = sherl_tile_segment(tile, space, sample), end = sherl_tile_segment(tile, space, sample + 1);
+        for (size_t row = first; row < end; row++) {
+            const sherl_real *cosines = table + 2 * (row - first) * half;
+            tile->kernels->rotate_row(from + row * channels, cosines, cosines + half, to + row * channels, heads,
+                                      channels / heads, half, accumulate);
+        }
+    }
+}
+
+/* With a, b a pair of row t and u = t theta^(-2 i / dimensions): (a, b) becomes (a cos u - b sin u, b cos u + a sin u) */
+static sherl_status rotary_forward(const sherl_op *op, const sherl_tile *tile) {
+    turn(op, tile, sherl_tile_read(tile, op->inputs[0]), sherl_tile_write(tile, op->output), 1, false);
+    return SHERL_OK;
+}
+
+/* dx (+)= dy turned back */
+static sherl_status rotary_backward(const sherl_op *op, const sherl_tile *tile) {
+    sherl_real *dx = sherl_input_gradient(op, tile, 0);
+    if (dx) turn(op, tile, sherl_output_gradient(op, tile), dx, -1, op->accumulate[0]);
+    return SHERL_OK;
+}
+
+/* A cosine and a sine for each pair, at each position of the longest segment. */
+static bool rotary_scratch(const sherl_op *op, const sherl_limits *limits, size_t *bytes) {
+    const size_t positions = limits->longest_segment[limits->value_spaces[op->output]];
+    return sherl_multiply_sizes(positions, op->settings.rotary.dimensions, bytes) &&
+           sherl_multiply_sizes(*bytes, sizeof(sherl_real), bytes);
+}
+
+/* A row's position is that in its segment of the row space: demand leaves first rows alone, whose position is 0. */
+const sherl_op_type sherl_rotary_type = {
+    .name = "rotary", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
+    .forward = rotary_forward, .backward = rotary_backward, .scratch_bytes = rotary_scratch,
+};
