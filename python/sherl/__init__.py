@@ -2,7 +2,7 @@
 
 from . import _core, losses
 from .backbones import load_backbone
-from .blocks import MTSA, Classifier, Regressor, TransformerLayer
+from .blocks import MTSA, Classifier, Regressor, T5Block, TransformerLayer
 from .configuration import get_num_threads, set_num_threads, show_config
 from .features import Features
 from .network import SideNetwork
@@ -21,6 +21,7 @@ __all__ = [
     "SideNetwork",
     "StopTraining",
     "SweepResult",
+    "T5Block",
     "TransformerLayer",
     "get_num_threads",
     "grid",

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..blocks.transformer import ACTIVATIONS, bert_names
+from ..blocks.families import BERT
+from ..blocks.transformer import ACTIVATIONS, TransformerLayer
 from ..blocks.weights import read_weight
 from ..checks import real_number, whole_number
 
@@ -105,10 +106,12 @@ def _read_tensors(path, tensors, config):
         return read_weight(np.asarray(tensors.get_tensor(full)), f"{path}: {full}")
 
     embeddings = {name: read(name, tuple(config[size] for size in shape)) for name, shape in EMBEDDINGS.items()}
-    sizes = {"f": config["hidden_size"], "i": config["intermediate_size"]}
+    layer = TransformerLayer(
+        config["hidden_size"], config["num_attention_heads"], intermediate=config["intermediate_size"]
+    )
+    shapes = {BERT.namings[0].name(role): shape for role, shape in layer._shapes().items()}
     layers = [
-        {name: read(f"encoder.layer.{number}.{name}", tuple(sizes[letter] for letter in letters))
-         for name, letters in bert_names().values()}
+        {name: read(f"encoder.layer.{number}.{name}", shape) for name, shape in shapes.items()}
         for number in range(config["num_hidden_layers"])
     ]
     return embeddings, layers

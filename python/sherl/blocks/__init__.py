@@ -2,6 +2,6 @@
 
 from .heads import Classifier, Regressor
 from .mtsa import MTSA
-from .transformer import TransformerLayer
+from .transformer import T5Block, TransformerLayer
 
-__all__ = ["MTSA", "Classifier", "Regressor", "TransformerLayer"]
+__all__ = ["MTSA", "Classifier", "Regressor", "T5Block", "TransformerLayer"]

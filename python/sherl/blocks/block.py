@@ -7,26 +7,28 @@ import numpy as np
 from .. import _core
 from ..checks import flag, seed_number
 from ..features.features import Features, check_channels, from_padded
-from ..features.rows import Batch, offsets_of, read_reals, readable
+from ..features.rows import Batch, offsets_of, read_reals, readable, select_rows
 from .weights import load_state, owned_names, read_state, trainable_names
 
-_TOKENS = "tokens"
+_TOKENS, _MEMORY = "tokens", "memory"
 
 
 class Rows:
     """The rows of one call to a block, and the form in which rows are given back: padded arrays or features."""
 
-    def __init__(self, values, names, mask, channels, dtype):
+    memory = None  # rows of a second row space, taken along by `take_along`
+
+    def __init__(self, values, names, mask, channels, dtype, mask_name="mask"):
         # `values`: padded arrays, or Features that hold the inputs between them.
         ragged = [isinstance(value, Features) for value in values]
         if all(ragged):
             if mask is not None:
-                raise ValueError("mask goes with padded arrays; Features know the rows of each sample")
+                raise ValueError(f"{mask_name} goes with padded arrays; Features know the rows of each sample")
             self.parts, self.grid = values, None
         elif any(ragged):
             raise TypeError(f"{' and '.join((names[0], names[-1]))} must be all padded arrays or all Features")
         else:
-            features, self.grid = from_padded(values, mask, names, dtype)
+            features, self.grid = from_padded(values, mask, names, dtype, mask_name)
             self.parts = [features]
         lengths = self.parts[0].lengths
         if not all(np.array_equal(part.lengths, lengths) for part in self.parts):
@@ -35,16 +37,40 @@ class Rows:
         # Where a sample has no row there is nothing to compute, and nothing of it in the outputs.
         self.batch = Batch(offsets_of(lengths[lengths > 0]), self.parts[0].batch().rows)
         if self.batch.samples == 0:
-            raise ValueError("mask leaves no row of any sample")
+            raise ValueError(f"{mask_name} leaves no row of any sample")
         self.lengths = lengths
         self.positions = None  # (samples, 1), where a head reads them
+        self._kept = None  # which samples are in the batch, where some that have rows are not
+
+    def take_along(self, memory, name):
+        """Let each sample bring its rows of a second row space, which it then must have."""
+        if len(memory.lengths) != len(self.lengths):
+            raise ValueError(f"{name} must have the {len(self.lengths)} samples of x, got {len(memory.lengths)}")
+        empty = (self.lengths > 0) & (memory.lengths == 0)
+        if empty.any():
+            raise ValueError(f"{name}_mask leaves no row of sample {empty.argmax()}")
+        if not self.lengths.all():
+            memory._kept = np.flatnonzero(self.lengths > 0)
+            memory.batch = memory.parts[0].batch(memory._kept)
+        self.memory = memory
+
+    @property
+    def spaces(self):
+        """Offsets by row space, as the core takes them."""
+        return self.batch.spaces if self.memory is None else [*self.batch.spaces, self.memory.batch.offsets]
 
     def sources(self):
-        sources = [source for part in self.parts for source in part.sources(part.batch())]
-        return sources if self.positions is None else [*sources, (self.positions, None)]
+        sources = [source for part in self.parts for source in part.sources(part.batch(self._kept))]
+        if self.positions is not None:
+            sources.append((self.positions, None))
+        return sources if self.memory is None else sources + self.memory.sources()
 
     def sink(self, channels):
         """Return a matrix of the caller's form for the core to write to, and the source that tells it where."""
+        if self.grid is None and self._kept is not None:
+            offsets = offsets_of(self.lengths)
+            matrix = np.zeros((int(offsets[-1]), channels), _core.REAL)
+            return matrix, (matrix, select_rows(offsets, None, self._kept).rows)
         if self.grid is None:
             matrix = np.empty((int(self.batch.offsets[-1]), channels), _core.REAL)
             return matrix, (matrix, None)
@@ -92,6 +118,7 @@ class Block:
     # What a kind of block tells about itself.
 
     _pooled = False  # whether the output has one row a sample
+    _memory_inputs = ()  # names of inputs that lie in a row space of their own
 
     def _inputs(self):
         """Return (name, channels) of each input."""
@@ -210,8 +237,13 @@ class Block:
 
     def _graph(self, store, prefix, training, wanted):
         graph = _core.Graph(store, training)
+        names = [name for name, _ in self._inputs()]
         tokens = graph.space(_TOKENS)
-        inputs = [graph.input(name, tokens, channels, name in wanted) for name, channels in self._inputs()]
+        memory = graph.space(_MEMORY) if set(names) & set(self._memory_inputs) else None
+        inputs = [
+            graph.input(name, memory if name in self._memory_inputs else tokens, channels, name in wanted)
+            for name, channels in self._inputs()
+        ]
         graph.output(self._build(graph, prefix, inputs + self._declare_positions(graph)))
         return graph
 
@@ -237,28 +269,29 @@ class Block:
         output, sink = self._sink(rows)
         with self._lock:
             program = self._program(False, None)
-            program.forward(rows.batch.samples, rows.batch.spaces, rows.sources(), [sink])
+            program.forward(rows.batch.samples, rows.spaces, rows.sources(), [sink])
         return self._given(rows, output)
 
     def _gradient(self, rows, cotangent, wanted, training, seed, dtype):
         """Return the output, and gradients by parameter name and by the names of the wanted inputs."""
         output, sink = self._sink(rows)
         cotangent = self._cotangent(rows, cotangent, dtype)
-        sinks = {name: rows.sink(channels) for name, channels in self._inputs() if name in wanted}
+        home = {name: rows.memory if name in self._memory_inputs else rows for name in wanted}
+        sinks = {name: home[name].sink(channels) for name, channels in self._inputs() if name in wanted}
         input_gradients = [sinks[name][1] if name in wanted else None for name, _ in self._inputs()]
         if rows.positions is not None:
             input_gradients.append(None)
         with self._lock:
             program = self._program(flag(training, "training"), wanted)
             program.gradient(
-                rows.batch.samples, rows.batch.spaces, rows.sources(), [sink], cotangents=[cotangent],
+                rows.batch.samples, rows.spaces, rows.sources(), [sink], cotangents=[cotangent],
                 input_gradients=input_gradients, seed=seed_number(seed),
             )
             store, prefix = self._home()
             gradients = {
                 name: program.parameter_gradient(prefix + name) for name in trainable_names(store, prefix)
             }
-        gradients.update({name: rows.given(matrix) for name, (matrix, _) in sinks.items()})
+        gradients.update({name: home[name].given(matrix) for name, (matrix, _) in sinks.items()})
         return self._given(rows, output), gradients
 
     def _cotangent(self, rows, values, dtype):

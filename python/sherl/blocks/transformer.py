@@ -1,116 +1,218 @@
-"""A post-norm transformer encoder layer, as in BERT: frozen over the caller's weights, or trainable."""
+"""Transformer layers, frozen over the caller's weights or trainable: one block with the options of all families."""
 
 import hashlib
 
 from ..checks import flag, one_of, rate, real_number, whole_number
-from .block import UnaryBlock
-from .weights import read_weight
+from . import families
+from .block import Block, Rows
+from .checkpoints import FromCheckpoints
+from .families import LETTERS, LayerWeights, layer_roles, own_name
 
-__all__ = ["TransformerLayer"]
+__all__ = ["T5Block", "TransformerLayer"]
 
 ACTIVATIONS = {  # by the names of model configurations
     "gelu": "gelu", "gelu_erf": "gelu", "gelu_new": "gelu_tanh", "gelu_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
     "tanh": "tanh",
 }
-
-# Roles of the weights by their place in a BERT layer, and the shape of each by features and intermediate channels.
-_BERT_LINEAR = {
-    "query": ("attention.self.query", "ff"), "key": ("attention.self.key", "ff"),
-    "value": ("attention.self.value", "ff"), "output": ("attention.output.dense", "ff"),
-    "attention_norm": ("attention.output.LayerNorm", "f"), "up": ("intermediate.dense", "if"),
-    "down": ("output.dense", "fi"), "feed_forward_norm": ("output.LayerNorm", "f"),
-}
+# The settings that every fingerprint has; others are in it where they are not the defaults.
+_ALWAYS = ("heads", "activation", "eps")
+_T5 = {"placement": "pre", "norm": "rmsnorm", "scale": 1.0, "query_bias": False, "output_bias": False,
+       "feed_forward_bias": False}
+_BIAS_ROLES = {"query_bias": "query_bias", "output_bias": "output_bias", "feed_forward_bias": "up_bias"}
+_NOT_IN_FINGERPRINT = ("features", "intermediate", "dropout", "attention_dropout", *_ALWAYS)
 
 
-def bert_names():
-    """Return for each role of a weight its name in a BERT layer, and its shape by letters: features, intermediate."""
-    names = {}
-    for role, (place, shape) in _BERT_LINEAR.items():
-        names[f"{role}_weight"] = f"{place}.weight", shape
-        names[f"{role}_bias"] = f"{place}.bias", shape[0]
-    return names
+class TransformerLayer(FromCheckpoints, Block):
+    """Transformer layer, by default with its norms after the residual sums (BERT), trainable from drawn weights.
 
-
-class TransformerLayer(UnaryBlock):
-    """Transformer encoder layer with its norms after the residual sums (BERT), trainable from drawn weights.
-
-    `from_bert` makes one of a checkpoint's weights, frozen or trainable.
+    `from_bert`, `from_mpnet`, `from_vit`, `from_clip`, `from_gpt2`, `from_llama` and `from_detr` make one of a
+    checkpoint's weights, frozen or trainable.
 
     Parameters
     ----------
     features : int
         Channels of input and output.
     heads : int
-        Attention heads; they share the features evenly.
+        Attention heads; without `head_size` they share the features evenly.
     intermediate : int, optional
         Channels inside the feed-forward part; four times the features when None.
     activation : str
         Of the feed-forward part: "gelu", "gelu_tanh" (also "gelu_new"), "quick_gelu", "relu", "silu" or "tanh".
     eps : float
-        Of the layer norms.
+        Of the norms.
     dropout, attention_dropout : float
-        Rates after the two sublayers and on the attention probabilities, in training.
+        Rates after the sublayers and on the attention probabilities, in training.
     seed : int
         Of the first weights, where the block is used alone.
+    key_heads : int, optional
+        Heads of keys and values, each shared by as many heads of queries; one for each of them when None.
+    head_size : int, optional
+        Channels of a head.
+    gated : bool
+        Feed-forward ``down(activation(gate(x)) * up(x))`` in place of ``down(activation(up(x)))``.
+    placement : {"post", "pre", "sandwich"}
+        Norms after the residual sums, before the sublayers, or before and after the sublayers.
+    norm : {"layernorm", "rmsnorm"}
+    query_bias, output_bias, feed_forward_bias, norm_bias : bool
+        Whether there are biases: of queries, keys and values; of the attention's output; of the feed-forward part; of
+        layer norms.
+    layer_scale : bool
+        Whether what a sublayer adds is multiplied by a factor for each channel.
+    causal : bool
+        Whether a token sees itself and those before it only.
+    scale : float, optional
+        Of the scores; one over the root of the head size when None.
+    rotary_theta : float, optional
+        Base of the frequencies of rotary positions; None for none.
+    rotary_dimensions : int, optional
+        Channels of a head that turn, the first ones; all when None.
+    position_buckets : int
+        Buckets of relative positions, each with a bias for each head; 0 for none. Positions count the rows that are
+        meant, without those that a mask leaves out.
+    max_distance : int
+        Of a key from a query, from which on all share a bucket.
+    bidirectional : bool
+        Whether keys after the query have buckets of their own.
+    positions : bool
+        Whether the layer reads ``positions`` beside x, which are added to what makes queries and keys.
+    memory_features : int, optional
+        Channels of a ``memory`` that the layer attends to between self-attention and feed-forward part; None for none.
+    memory_positions : bool
+        Whether it reads ``memory_positions``, which are added to what makes the memory's keys.
     """
 
+    _SETTINGS = (
+        "features", "heads", "intermediate", "activation", "eps", "dropout", "attention_dropout", "key_heads",
+        "head_size", "gated", "placement", "norm", "query_bias", "output_bias", "feed_forward_bias", "norm_bias",
+        "layer_scale", "causal", "scale", "rotary_theta", "rotary_dimensions", "position_buckets", "max_distance",
+        "bidirectional", "positions", "memory_features", "memory_positions",
+    )  # fmt: skip
+    _memory_inputs = ("memory", "memory_positions")
+
     def __init__(self, features, heads, *, intermediate=None, activation="gelu", eps=1e-12, dropout=0.0,
-                 attention_dropout=0.0, seed=0):
+                 attention_dropout=0.0, seed=0, key_heads=None, head_size=None, gated=False, placement="post",
+                 norm="layernorm", query_bias=True, output_bias=True, feed_forward_bias=True, norm_bias=True,
+                 layer_scale=False, causal=False, scale=None, rotary_theta=None, rotary_dimensions=None,
+                 position_buckets=0, max_distance=128, bidirectional=True, positions=False, memory_features=None,
+                 memory_positions=False):
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
-        self.heads = whole_number(heads, "heads", 1)
-        if self.features % self.heads:
-            raise ValueError(f"heads must divide the {self.features} features, got {self.heads}")
-        self.intermediate = (
-            4 * self.features if intermediate is None else whole_number(intermediate, "intermediate", 1)
-        )
+        self.intermediate = _whole_or_none(intermediate, "intermediate") or 4 * self.features
         self.activation = ACTIVATIONS[one_of(activation, "activation", tuple(ACTIVATIONS))]
         self.eps = real_number(eps, "eps", above=0.0)
         self.dropout = rate(dropout, "dropout")
         self.attention_dropout = rate(attention_dropout, "attention_dropout")
+        self._set_heads(heads, key_heads, head_size)
+        self.placement = one_of(placement, "placement", ("post", "pre", "sandwich"))
+        self.norm = one_of(norm, "norm", ("layernorm", "rmsnorm"))
+        self.scale = None if scale is None else real_number(scale, "scale", above=0.0)
+        self._set_rotary(rotary_theta, rotary_dimensions)
+        self.gated = flag(gated, "gated")
+        self.query_bias, self.output_bias = flag(query_bias, "query_bias"), flag(output_bias, "output_bias")
+        self.feed_forward_bias = flag(feed_forward_bias, "feed_forward_bias")
+        self.norm_bias = flag(norm_bias, "norm_bias")
+        self.layer_scale = flag(layer_scale, "layer_scale")
+        self.causal = flag(causal, "causal")
+        self.bidirectional = flag(bidirectional, "bidirectional")
+        self._set_buckets(position_buckets, max_distance)
+        self.positions = flag(positions, "positions")
+        self.memory_features = _whole_or_none(memory_features, "memory_features")
+        self.memory_positions = flag(memory_positions, "memory_positions")
+        if self.memory_positions and self.memory_features is None:
+            raise ValueError("memory_positions goes with memory_features")
         self._frozen = None
         self._fingerprint = None
 
+    def _set_heads(self, heads, key_heads, head_size):
+        self.heads = whole_number(heads, "heads", 1)
+        self.key_heads = _whole_or_none(key_heads, "key_heads")
+        self.head_size = _whole_or_none(head_size, "head_size")
+        if self.head_size is None and self.features % self.heads:
+            raise ValueError(f"heads must divide the {self.features} features, got {self.heads}")
+        if self.heads % (self.key_heads or self.heads):
+            raise ValueError(f"key_heads must divide the {self.heads} heads, got {self.key_heads}")
+
+    def _set_rotary(self, theta, dimensions):
+        self.rotary_theta = None if theta is None else real_number(theta, "rotary_theta", least=1.0)
+        self.rotary_dimensions = _whole_or_none(dimensions, "rotary_dimensions")
+        turned = self.rotary_dimensions or self._head_channels
+        if theta is not None and (turned % 2 or turned > self._head_channels):
+            raise ValueError(
+                f"rotary_dimensions must be even, and at most the {self._head_channels} channels of a head, got {turned}"
+            )
+
+    def _set_buckets(self, buckets, max_distance):
+        sides = 2 if self.bidirectional else 1
+        self.position_buckets = whole_number(buckets, "position_buckets")
+        self.max_distance = whole_number(max_distance, "max_distance", 1)
+        if self.position_buckets and (self.position_buckets < 2 * sides or self.position_buckets % sides):
+            raise ValueError(
+                f"position_buckets must be {'even, and 4' if self.bidirectional else '2'} or more, got {buckets}"
+            )
+        exact = self.position_buckets // sides // 2
+        if self.max_distance <= exact:
+            raise ValueError(f"max_distance must be more than {exact} with {buckets} buckets, got {max_distance}")
+
     @classmethod
-    def from_bert(cls, weights, heads, activation="gelu", eps=1e-12, trainable=False, *, dropout=0.0,
-                  attention_dropout=0.0):
-        """Make a layer of a BERT checkpoint's weights.
+    def _of_family(cls, family, weights, heads, trainable, **settings):
+        """Make a layer of a family's weights.
 
-        Parameters
-        ----------
-        weights : mapping of str to array_like
-            By names relative to the layer, such as ``"attention.self.query.weight"``. A frozen layer keeps the
-            caller's arrays where they are float32 and C-contiguous; they must not change while it is in use.
-        heads : int
-            Attention heads.
-        activation : str
-            Of the feed-forward part.
-        eps : float
-            Of the layer norms.
-        trainable : bool
-            Whether training changes the weights; then they are copied.
-        dropout, attention_dropout : float
-            Rates in training.
-
-        Returns
-        -------
-        TransformerLayer
-
-        Raises
-        ------
-        ValueError
-            Where a weight is missing, unexpected, of another shape, or not finite.
+        Of the settings a bias may be None, and key_heads, position_buckets and memory_features True: as the weights say.
         """
-        frozen = _read_bert(weights)
-        intermediate, features = frozen["up_weight"].shape
-        layer = cls(features, heads, intermediate=intermediate, activation=activation, eps=eps, dropout=dropout,
-                    attention_dropout=attention_dropout)
+        given = LayerWeights(weights, family)
+        for name, role in _BIAS_ROLES.items():
+            if name in settings and settings[name] is None:
+                settings[name] = given.has(role)
+        roles = _roles_of(cls._in_full(settings))
+        given.require(roles)
+        layer = cls._of_sizes(given.sizes(roles), whole_number(heads, "heads", 1), settings)
+        arrays = given.arrays(roles, layer._sizes())
         if flag(trainable, "trainable"):
-            layer.load_state_dict({_own_name(role): array for role, array in frozen.items()})
+            layer.load_state_dict({own_name(role): array for role, array in arrays.items()})
         else:
-            layer._frozen = frozen
+            layer._frozen = arrays
         return layer
+
+    @classmethod
+    def _in_full(cls, settings):
+        """Return settings with those that the kind of layer decides."""
+        return settings
+
+    @classmethod
+    def _of_sizes(cls, sizes, heads, settings):
+        queries, keys = sizes["q"], sizes["k"]
+        if queries % heads:
+            raise ValueError(f"heads must divide the {queries} {LETTERS['q']}, got {heads}")
+        head_size = queries // heads
+        if settings.get("key_heads") is True:
+            if keys % head_size or heads % (keys // head_size):
+                raise ValueError(f"the {keys} {LETTERS['k']} must be heads of {head_size} that {heads} heads can share")
+            settings["key_heads"] = None if keys == queries else keys // head_size
+        for name, letter in (("position_buckets", "b"), ("memory_features", "m")):
+            if settings.get(name) is True:
+                settings[name] = sizes[letter]
+        if queries != sizes["f"]:
+            settings["head_size"] = head_size
+        return cls(sizes["f"], heads, intermediate=sizes["i"], **settings)
+
+    @property
+    def _head_channels(self):
+        return self.head_size or self.features // self.heads
+
+    def _sizes(self):
+        """Return the numbers of the weights' shapes, by the letters of `families.LETTERS`."""
+        return {
+            "f": self.features, "i": self.intermediate, "q": self.heads * self._head_channels,
+            "k": (self.key_heads or self.heads) * self._head_channels, "m": self.memory_features,
+            "b": self.position_buckets, "h": self.heads,
+        }  # fmt: skip
+
+    def _shapes(self):
+        """Return the shapes of the weights by role."""
+        sizes = self._sizes()
+        roles = _roles_of({name: getattr(self, name) for name in TransformerLayer._SETTINGS})
+        return {role: tuple(sizes[letter] for letter in letters) for role, letters in roles.items()}
 
     @property
     def out_features(self):
@@ -118,8 +220,7 @@ class TransformerLayer(UnaryBlock):
 
     @property
     def settings(self):
-        names = ("features", "heads", "intermediate", "activation", "eps", "dropout", "attention_dropout")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self._SETTINGS}
 
     @property
     def trainable(self):
@@ -130,21 +231,35 @@ class TransformerLayer(UnaryBlock):
     def fingerprint(self):
         """SHA-256 of a frozen layer's weights and of what else its output depends on, in hexadecimal; else None."""
         if self._frozen is not None and self._fingerprint is None:
-            digest = hashlib.sha256(repr((self.heads, self.activation, self.eps)).encode())
+            digest = hashlib.sha256(repr(tuple(getattr(self, name) for name in _ALWAYS)).encode())
+            others = self._unusual()
+            if others:
+                digest.update(repr(others).encode())
             for role, array in sorted(self._frozen.items()):
                 digest.update(repr((role, array.shape)).encode())
                 digest.update(array)
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
+    def _unusual(self):
+        """Return the settings, in order, that a fingerprint has beside those it always has."""
+        usual = TransformerLayer.__init__.__kwdefaults__
+        names = sorted(set(TransformerLayer._SETTINGS) - set(_NOT_IN_FINGERPRINT))
+        return [(name, getattr(self, name)) for name in names if getattr(self, name) != usual[name]]
+
     def __repr__(self):
-        return super().__repr__()[:-1] + ("" if self.trainable else ", frozen") + ")"
+        usual = type(self).__init__.__kwdefaults__
+        settings = ", ".join(
+            f"{name}={value!r}" for name, value in self.settings.items() if name not in usual or value != usual[name]
+        )
+        return f"{type(self).__name__}({settings}{'' if self.trainable else ', frozen'})"
 
     def _frozen_count(self):
         return 0 if self.trainable else sum(array.size for array in self._frozen.values())
 
     def _least_parameters(self):
-        return 2 * self.features * (2 * self.features + self.intermediate) if self.trainable else 0
+        matrices = [shape for shape in self._shapes().values() if len(shape) == 2]
+        return sum(rows * columns for rows, columns in matrices) if self.trainable else 0
 
     def _with_dropout(self, other):
         """Return a frozen layer of the same weights with the dropout rates of another."""
@@ -161,44 +276,187 @@ class TransformerLayer(UnaryBlock):
         kind, settings, seed, state = super().__reduce__()[1]
         return _restored, (kind, settings, seed, state, self._frozen)
 
+    def __call__(self, x, mask=None, *, positions=None, memory=None, memory_mask=None, memory_positions=None,
+                 dtype=None):
+        """Compute the output.
+
+        Parameters
+        ----------
+        x : array_like, shape (batch, tokens, features), or Features of one tap
+            float32, float64, float16 or bfloat16.
+        mask : array_like of bool, int or float, shape (batch, tokens), optional
+            1 where a row is meant. Other rows are left out, and carry zeros in what comes back.
+        positions : array_like of the shape of `x`, or Features, optional
+            What is added for queries and keys; with a layer of these, and only there.
+        memory : array_like, shape (batch, memory tokens, memory features), or Features of one tap, optional
+            What the layer attends to; with a layer that has `memory_features`, and only there.
+        memory_mask : array_like, shape (batch, memory tokens), optional
+            As `mask`, of the memory.
+        memory_positions : array_like of the shape of `memory`, or Features, optional
+            What is added for the memory's keys; with a layer of these, and only there.
+        dtype : {None, "bfloat16"}
+            How to take uint16.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (batch, tokens, features), or Features where `x` is
+        """
+        given = {"x": x, "positions": positions, "memory": memory, "memory_positions": memory_positions}
+        return self._forward(self._rows(given, mask, memory_mask, dtype))
+
+    def vjp(self, x, cotangent, mask=None, *, positions=None, memory=None, memory_mask=None, memory_positions=None,
+            training=False, seed=0, dtype=None):
+        """Compute the output and the gradient of its product with a cotangent.
+
+        Parameters
+        ----------
+        x, mask, positions, memory, memory_mask, memory_positions, dtype
+            As for a call.
+        cotangent : array_like or Features
+            Gradient of a scalar with respect to the output, of the output's form.
+        training : bool
+            Whether dropout acts.
+        seed : int
+            Of dropout.
+
+        Returns
+        -------
+        numpy.ndarray of float32, or Features
+            The output.
+        dict of str to numpy.ndarray of float32, or Features
+            Gradients by parameter name, and by the names of the inputs: ``"x"`` and, where given, ``"positions"``,
+            ``"memory"``, ``"memory_positions"``.
+        """
+        given = {"x": x, "positions": positions, "memory": memory, "memory_positions": memory_positions}
+        wanted = tuple(name for name, _ in self._inputs())
+        return self._gradient(self._rows(given, mask, memory_mask, dtype), cotangent, wanted, training, seed, dtype)
+
+    def _rows(self, given, mask, memory_mask, dtype):
+        channels = dict(self._inputs())
+        for name, value in given.items():
+            if (value is None) == (name in channels):
+                raise ValueError(f"{name} must be {'given to' if name in channels else 'None with'} this layer")
+        if memory_mask is not None and "memory" not in channels:
+            raise ValueError("memory_mask must be None with this layer")
+
+        def rows_of(names, mask, mask_name):
+            names = [name for name in names if name in channels]
+            return Rows([given[name] for name in names], names, mask, [channels[name] for name in names], dtype,
+                        mask_name)
+
+        rows = rows_of(("x", "positions"), mask, "mask")
+        if "memory" in channels:
+            rows.take_along(rows_of(("memory", "memory_positions"), memory_mask, "memory_mask"), "memory")
+        return rows
+
     def _inputs(self):
-        return [("x", self.features)]
+        inputs = [("x", self.features)]
+        if self.positions:
+            inputs.append(("positions", self.features))
+        if self.memory_features is not None:
+            inputs.append(("memory", self.memory_features))
+        if self.memory_positions:
+            inputs.append(("memory_positions", self.memory_features))
+        return inputs
 
     def _build(self, graph, prefix, inputs, bfloat16=False):
-        return graph.transformer_layer(
-            prefix, inputs[0], self._frozen, heads=self.heads, intermediate=self.intermediate,
-            activation=self.activation, eps=self.eps, dropout=self.dropout, attention_dropout=self.attention_dropout,
-            bfloat16=bfloat16,
+        x, *others = inputs
+        names = [name for name, _ in self._inputs()][1:]
+        left_out = ("features", "positions", "memory_features", "memory_positions")
+        settings = {name: getattr(self, name) for name in TransformerLayer._SETTINGS if name not in left_out}
+        return graph.transformer_layer(prefix, x, self._frozen, **dict(zip(names, others)), **settings,
+                                       bfloat16=bfloat16)
+
+
+class T5Block(TransformerLayer):
+    """Block of T5's encoder or decoder: RMS norms before the sublayers, no biases, biased scores that are not scaled.
+
+    `from_t5` makes one of a checkpoint's weights. A decoder block reads ``memory`` beside x.
+
+    Parameters
+    ----------
+    features, heads, intermediate, dropout, attention_dropout, seed, head_size, gated, position_buckets, max_distance
+        As for `TransformerLayer`.
+    activation : str
+        Of the feed-forward part.
+    eps : float
+        Of the RMS norms.
+    decoder : bool
+        Whether a token sees itself and those before it only, and the block attends to a memory.
+    """
+
+    _SETTINGS = ("features", "heads", "intermediate", "activation", "eps", "dropout", "attention_dropout", "head_size",
+                 "gated", "decoder", "position_buckets", "max_distance")
+
+    def __init__(self, features, heads, *, intermediate=None, activation="relu", eps=1e-6, dropout=0.0,
+                 attention_dropout=0.0, seed=0, head_size=None, gated=False, decoder=False, position_buckets=32,
+                 max_distance=128):
+        self.decoder = flag(decoder, "decoder")
+        given = {"intermediate": intermediate, "activation": activation, "eps": eps, "dropout": dropout,
+                 "attention_dropout": attention_dropout, "head_size": head_size, "gated": gated, "decoder": decoder,
+                 "position_buckets": position_buckets, "max_distance": max_distance}
+        super().__init__(features, heads, seed=seed, **self._in_full(given, features))
+
+    @classmethod
+    def _in_full(cls, settings, features=True):
+        settings = {**settings, **_T5}
+        decoder = settings.pop("decoder")
+        return settings | {"causal": decoder, "bidirectional": not decoder,
+                           "memory_features": features if decoder else None}
+
+    @classmethod
+    def from_t5(cls, weights, heads, eps=1e-6, decoder=False, max_distance=128, activation=None, trainable=False, *,
+                dropout=0.0, attention_dropout=0.0):
+        """Make a block of a T5 checkpoint's weights.
+
+        Parameters
+        ----------
+        weights : mapping of str to array_like
+            By names relative to the block, such as ``"layer.0.SelfAttention.q.weight"``. The table
+            ``"layer.0.SelfAttention.relative_attention_bias.weight"``, which checkpoints have in block 0 alone, is that of
+            all blocks and must be among them. A frozen block keeps the caller's arrays where they are float32 and
+            C-contiguous; they must not change while it is in use.
+        heads : int
+            Attention heads.
+        eps : float
+            Of the RMS norms.
+        decoder : bool
+            Whether the block is one of the decoder.
+        max_distance : int
+            Of a key from a query, from which on all share a bucket.
+        activation : str, optional
+            Of the feed-forward part; when None ReLU with ``wi`` and tanh-GELU with ``wi_0`` and ``wi_1``.
+        trainable : bool
+            Whether training changes the weights; then they are copied.
+        dropout, attention_dropout : float
+            Rates in training.
+
+        Returns
+        -------
+        T5Block
+
+        Raises
+        ------
+        ValueError
+            Where a weight is missing, unexpected, of another shape, or not finite.
+        """
+        family = families.T5_DECODER if flag(decoder, "decoder") else families.T5_ENCODER
+        gated = LayerWeights(weights, family).has("gate_weight")
+        return cls._of_family(
+            family, weights, heads, trainable, gated=gated, eps=eps, decoder=decoder, max_distance=max_distance,
+            activation=activation or ("gelu_tanh" if gated else "relu"), position_buckets=True, dropout=dropout,
+            attention_dropout=attention_dropout,
         )
 
 
-def _read_bert(weights):
-    """Return a BERT layer's weights by role, checked."""
-    if not hasattr(weights, "keys"):
-        raise TypeError(f"weights must be a dictionary of arrays by name, got {type(weights).__name__}")
-    places = bert_names()
-    known = {name for name, _ in places.values()}
-    missing = sorted(known - set(weights))
-    unexpected = sorted(str(name) for name in set(weights) - known)
-    if missing or unexpected:
-        groups = {"missing": missing, "unexpected": unexpected}
-        faults = "; ".join(f"{kind} {', '.join(names)}" for kind, names in groups.items() if names)
-        raise ValueError(f"weights must be those of a BERT layer: {faults}")
-    arrays = {role: read_weight(weights[name], f"weights[{name!r}]") for role, (name, _) in places.items()}
-    up = arrays["up_weight"]
-    if up.ndim != 2:
-        raise ValueError(f"weights['intermediate.dense.weight'] must have two dimensions, got shape {up.shape}")
-    sizes = {"i": up.shape[0], "f": up.shape[1]}
-    for role, (name, letters) in places.items():
-        shape = tuple(sizes[letter] for letter in letters)
-        if arrays[role].shape != shape:
-            raise ValueError(f"weights[{name!r}] must have shape {shape}, got {arrays[role].shape}")
-    return arrays
+def _whole_or_none(value, name):
+    return None if value is None else whole_number(value, name, 1)
 
 
-def _own_name(role):
-    part, _, kind = role.rpartition("_")
-    return f"{part}.{kind}"
+def _roles_of(settings):
+    """Return the roles of the weights of a layer of these settings, with their shapes by letters."""
+    names = layer_roles.__kwdefaults__.keys() & settings.keys()
+    return layer_roles(**{name: settings[name] for name in names}, memory=bool(settings.get("memory_features")))
 
 
 def _restored(kind, settings, seed, state, frozen):

@@ -366,7 +366,7 @@ class Features:
             yield array[self.batch(np.arange(start, min(start + _CHUNK, len(self)))).rows]
 
 
-def from_padded(taps, mask, names=None, dtype=None):
+def from_padded(taps, mask, names=None, dtype=None, mask_name="mask"):
     """Return padded arrays as features, and (batch, tokens); samples may have no row."""
     arrays, elements, grids = [], [], []
     taps = _sequence(taps)
@@ -380,7 +380,7 @@ def from_padded(taps, mask, names=None, dtype=None):
             raise ValueError(
                 f"{name} must have the same batch and tokens as {names[0]}, {grids[0]}, got {grid}"
             )
-    (samples, tokens), mask = grids[0], read_mask(mask, grids[0])
+    (samples, tokens), mask = grids[0], read_mask(mask, grids[0], mask_name)
     made = Features.__new__(Features)
     if mask is None:
         made._set(arrays, elements, np.arange(samples + 1, dtype=np.int64) * tokens, None, None, None)

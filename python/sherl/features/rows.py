@@ -140,22 +140,22 @@ def read_padded(values, name, dtype=None):
     return readable(array.reshape(batch * tokens, channels)), element, (batch, tokens)
 
 
-def read_mask(mask, grid):
+def read_mask(mask, grid, name="mask"):
     """Return which rows of a padded batch are meant, as a bool array of shape (batch, tokens), or None for all."""
     if mask is None:
         return None
     try:
         array = np.asarray(mask)
     except Exception as error:
-        raise TypeError(f"mask cannot be read as an array: {error}") from error
+        raise TypeError(f"{name} cannot be read as an array: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"mask must hold bool, int or float, got dtype {array.dtype}")
+        raise TypeError(f"{name} must hold bool, int or float, got dtype {array.dtype}")
     if array.shape != grid:
-        raise ValueError(f"mask must have shape (batch, tokens) = {grid}, got {array.shape}")
+        raise ValueError(f"{name} must have shape (batch, tokens) = {grid}, got {array.shape}")
     if array.dtype != bool:
         meant = array == 1
         if not (meant | (array == 0)).all():
-            raise ValueError("mask must hold 0 and 1 only")
+            raise ValueError(f"{name} must hold 0 and 1 only")
         array = meant
     return None if array.all() else array
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import _core
-from ..blocks import MTSA, Classifier, Regressor, TransformerLayer
+from ..blocks import MTSA, Classifier, Regressor, T5Block, TransformerLayer
 from ..checks import write_files
 
 FORMAT = "sherl.SideNetwork"
@@ -14,7 +14,7 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 _EARLY = {"MTSA": MTSA}
-_LATE = {"TransformerLayer": TransformerLayer}
+_LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block}
 _HEADS = {"Classifier": Classifier, "Regressor": Regressor}
 
 

@@ -74,6 +74,9 @@ class SideNetwork(Inference):
         for name, block in self._blocks()[1:]:
             if name != "head" and not isinstance(block, TransformerLayer):
                 raise TypeError(f"{name} must be a TransformerLayer, got {type(block).__name__}")
+            if name != "head" and len(block._inputs()) > 1:
+                others = ", ".join(other for other, _ in block._inputs()[1:])
+                raise ValueError(f"{name} must read x alone, as layers of a side network do, but it reads {others} too")
             if block.features != width:
                 raise ValueError(f"{name} must have the {width} features that {before} gives, got {block.features}")
             width, before = block.out_features, name
