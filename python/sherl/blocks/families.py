@@ -225,7 +225,12 @@ class LayerWeights:
         for role, letters in roles.items():
             if len(letters) == 2:
                 outputs, inputs = self._matrix_shape(role)
-                sizes = {letters[0]: outputs // self._naming.share(role)[1], letters[1]: inputs} | sizes
+                count = self._naming.share(role)[1]
+                if outputs % count:
+                    raise ValueError(
+                        f"weights[{self._naming.name(role)!r}] must have outputs for {count} maps, got {outputs}"
+                    )
+                sizes = {letters[0]: outputs // count, letters[1]: inputs} | sizes
         return sizes
 
     def arrays(self, roles, sizes):
