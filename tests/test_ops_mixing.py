@@ -412,15 +412,16 @@ def test_rotary(seed, heads, pairs, rest, theta, read_twice):
     check_gradients(build, generator, **arguments)
 
 
-def test_rotary_asked_for_first_rows_alone_turns_nothing():
+@pytest.mark.parametrize("pick, rows", [("first", [0, 3, 4]), ("last", [2, 3, 7])])
+def test_rotary_asked_for_one_row_of_each_sample(pick, rows):
     generator = np.random.default_rng(10)
     x = generator.standard_normal((8, 6))
     arguments = {"lengths": {"rows": [3, 1, 4]}, "inputs": {"x": ("rows", x)}, "output": (SAMPLES, 6)}
 
     def build(graph, values, parameters):
-        return graph.pool(graph.rotary(values["x"], 1, 6, 100.0), "first")
+        return graph.pool(graph.rotary(values["x"], 1, 6, 100.0), pick)
 
-    check_forward(build, x[[0, 3, 4]], **arguments)
+    check_forward(build, rotated(x, [3, 1, 4], 1, 6, 100.0)[rows], **arguments)
     check_gradients(build, generator, **arguments)
 
 

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.core
 
 CHANNELS, HEADS, INTERMEDIATE, MEMORY = 6, 2, 5, 4
 LENGTHS, MEMORY_LENGTHS = [3, 1, 4], [2, 5, 1]
+POSITIONS = {"first": np.array([0, 0, 0]), "last": np.array([2, 0, 3]), "position": np.array([1, 0, 2])}
 DEFAULTS = {
     "key_heads": HEADS, "head_size": CHANNELS // HEADS, "activation": "gelu", "gated": False, "placement": "post",
     "norm": "layernorm", "eps": 1e-3, "query_bias": True, "output_bias": True, "feed_forward_bias": True,
@@ -108,8 +109,11 @@ class Case:
         vectors("feed_forward")
         return shapes
 
-    def build(self, frozen, first=False, core=None):
-        """What an `OpCase` builds: a layer of frozen weights, or of trainable parameters of the same names."""
+    def build(self, frozen, pick=None, core=None):
+        """What an `OpCase` builds: a layer of frozen weights, or of trainable parameters of the same names.
+
+        With `pick` of one row a sample.
+        """
 
         def build(graph, values, parameters):
             real = np.dtype((core or _core_double).REAL)
@@ -117,16 +121,17 @@ class Case:
             others = {name: values[name] for name in self.reads}
             y = graph.transformer_layer("", values["x"], weights, heads=HEADS, intermediate=INTERMEDIATE, **others,
                                         **self.options)
-            return graph.pool(y, "first") if first else y
+            return graph.select(y, values["at"]) if pick == "position" else graph.pool(y, pick) if pick else y
 
         return build
 
-    def arguments(self, frozen=True, first=False):
+    def arguments(self, frozen=True, pick=None):
         names = {} if frozen else {
             ".".join(role.rsplit("_", 1)): ("trainable", array) for role, array in self.weights.items()
         }
-        output = (SAMPLES if first else "rows", CHANNELS)
-        return {"lengths": self.lengths, "inputs": self.inputs, "output": output, "parameters": names}
+        output = (SAMPLES if pick else "rows", CHANNELS)
+        inputs = self.inputs | ({"at": (SAMPLES, POSITIONS["position"])} if pick == "position" else {})
+        return {"lengths": self.lengths, "inputs": inputs, "output": output, "parameters": names}
 
     # The twin.
 
@@ -200,12 +205,24 @@ def test_gradients_of_parameters(case):
     check_gradients(build, case.generator, **arguments)
 
 
-def test_first_rows_alone(case):
+@pytest.mark.parametrize("pick", POSITIONS)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_one_row_of_each_sample(case, pick, frozen):
     """Demand leaves out what nobody reads, and association the keys and values, without changing a number."""
-    firsts = np.cumsum([0, *LENGTHS])[:-1]
-    shrunk = OpCase(case.build(True, first=True), **case.arguments(first=True))
-    assert_close(shrunk.forward(), case.expected()[firsts], 1e-12)
-    check_gradients(case.build(True, first=True), case.generator, **case.arguments(first=True))
+    rows = np.cumsum([0, *LENGTHS])[:-1] + POSITIONS[pick]
+    build, arguments = case.build(frozen, pick), case.arguments(frozen, pick)
+    assert_close(OpCase(build, **arguments).forward(), case.expected()[rows], 1e-12)
+    check_gradients(build, case.generator, **arguments)
+
+
+def test_which_attentions_read_x_itself(case):
+    """Those of frozen maps of one matrix: not where keys turn, nor where positions are added to them."""
+    listing = OpCase(case.build(True, "last"), **case.arguments(pick="last")).program.describe()
+    own = not (case.options["rotary_theta"] or "positions" in case.reads)
+    cross = "memory" in case.reads and "memory_positions" not in case.reads
+    assert listing.count("single_query_attention") == own + cross
+    trained = OpCase(case.build(False, "last"), **case.arguments(False, "last")).program.describe()
+    assert "single_query_attention" not in trained
 
 
 def test_one_row_a_tile_and_many_agree(case):

@@ -7,86 +7,76 @@
 
 #define BLOCK_ROWS ((size_t)128) /* queries worked on at once: bounds the scratch of long segments */
 
-/* One call of the op. Several heads of queries may share one of keys and values. */
-typedef struct call {
+/* One sample of one call of the op. Several heads of queries may share one of keys and values. */
+typedef struct attention_sample {
     const sherl_op *op;
     const sherl_tile *tile;
+    size_t number;                       /* within the tile */
     size_t heads, head_size;
     size_t channels, key_channels;       /* of queries and output; of keys and values */
-    size_t longest_query, longest_key;   /* segment of the tile */
+    size_t query_row, queries;           /* row: within the tile */
+    size_t position;                     /* of the first query within its segment */
+    size_t key_row, keys;
     sherl_real *probabilities, *scores;  /* (queries, keys) of a block */
-    sherl_real *biases, *dbiases;        /* (heads, distances), where positions tell; dbiases where they are trained */
-} call;
+    sherl_real *biases, *dbiases;        /* (heads, distances), where positions tell; else NULL */
+} attention_sample;
 
 /* Some queries of one sample and one head, and the keys that they may see. */
 typedef struct attention_block {
-    size_t sample;                /* within the tile */
     size_t head;
     size_t first_channel, first_key_channel; /* of this head */
-    size_t query_row, query_rows; /* within the tile */
-    size_t position;              /* of the first query within its segment */
-    size_t key_row, keys;         /* within the tile */
-    size_t first_visible;         /* keys that the first query sees when causal, else 0 */
+    size_t first_query, query_rows;          /* within the sample's */
+    size_t query_row;                        /* within the tile */
+    size_t position;                         /* of the first query within its segment */
+    size_t keys;
+    size_t first_visible;                    /* keys that the first query sees when causal, else 0 */
 } attention_block;
 
-typedef void (*block_work)(const call *c, const attention_block *block);
+typedef void (*block_work)(const attention_sample *s, const attention_block *block);
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 static bool has_positions(const sherl_op *op) { return op->settings.attention.positions.buckets > 0; }
 
-static size_t longest_segment(const sherl_tile *tile, sherl_space space) {
-    size_t longest = 0;
-    for (size_t sample = 0; sample < tile->samples; sample++) {
-        const size_t rows = sherl_tile_segment(tile, space, sample + 1) - sherl_tile_segment(tile, space, sample);
-        if (rows > longest) longest = rows;
-    }
-    return longest;
-}
+/* A key's distance from a query runs from -(position of the last query) to keys - 1 - (position of the first). */
+static size_t distances(const attention_sample *s) { return s->queries + s->keys - 1; }
+static ptrdiff_t least_distance(const attention_sample *s) { return -(ptrdiff_t)(s->position + s->queries - 1); }
 
-static call begin(const sherl_op *op, const sherl_tile *tile) {
-    call c = {.op = op, .tile = tile, .heads = op->settings.attention.heads};
-    c.channels = sherl_tile_channels(tile, op->output);
-    c.key_channels = sherl_tile_channels(tile, op->inputs[1]);
-    c.head_size = c.channels / c.heads;
-    c.longest_query = longest_segment(tile, tile->value_spaces[op->inputs[0]]);
-    c.longest_key = longest_segment(tile, tile->value_spaces[op->inputs[1]]);
-    const size_t block = smaller(BLOCK_ROWS, c.longest_query) * c.longest_key;
-    c.probabilities = tile->scratch;
-    c.scores = c.probabilities + block;
-    if (!has_positions(op)) return c;
-    const size_t biases = c.heads * sherl_position_distances(c.longest_query, c.longest_key);
-    c.biases = c.scores + block;
-    sherl_spread_positions(op, sherl_op_parameter(op, tile, 0), c.longest_query, c.longest_key, c.biases);
-    if (!sherl_op_parameter_gradient(op, tile, 0)) return c;
-    c.dbiases = c.biases + biases;
-    memset(c.dbiases, 0, biases * sizeof *c.dbiases);
-    return c;
-}
-
-static void run_blocks(const call *c, block_work work) {
-    const sherl_op *op = c->op;
-    const sherl_tile *tile = c->tile;
+static attention_sample find_sample(const sherl_op *op, const sherl_tile *tile, size_t number) {
     const sherl_space query_space = tile->value_spaces[op->inputs[0]], key_space = tile->value_spaces[op->inputs[1]];
-    const size_t sharing = c->heads / op->settings.attention.key_heads;
-    for (size_t sample = 0; sample < tile->samples; sample++) {
-        const size_t query_row = sherl_tile_segment(tile, query_space, sample);
-        const size_t queries = sherl_tile_segment(tile, query_space, sample + 1) - query_row;
-        const size_t key_row = sherl_tile_segment(tile, key_space, sample);
-        const size_t keys = sherl_tile_segment(tile, key_space, sample + 1) - key_row;
-        const size_t first_position = sherl_tile_position(op, tile, sample);
-        for (size_t head = 0; head < c->heads; head++) {
-            for (size_t row = 0; row < queries; row += BLOCK_ROWS) {
-                attention_block block = {.sample = sample, .head = head, .first_channel = head * c->head_size};
-                block.first_key_channel = head / sharing * c->head_size;
-                block.query_row = query_row + row;
-                block.query_rows = smaller(BLOCK_ROWS, queries - row);
-                block.position = first_position + row;
-                block.key_row = key_row;
-                block.keys = op->settings.attention.causal ? smaller(keys, block.position + block.query_rows) : keys;
-                block.first_visible = op->settings.attention.causal ? block.position + 1 : 0;
-                work(c, &block);
-            }
+    attention_sample s = {.op = op, .tile = tile, .number = number, .heads = op->settings.attention.heads};
+    s.channels = sherl_tile_channels(tile, op->output);
+    s.key_channels = sherl_tile_channels(tile, op->inputs[1]);
+    s.head_size = s.channels / s.heads;
+    s.query_row = sherl_tile_segment(tile, query_space, number);
+    s.queries = sherl_tile_segment(tile, query_space, number + 1) - s.query_row;
+    s.position = sherl_tile_position(op, tile, number);
+    s.key_row = sherl_tile_segment(tile, key_space, number);
+    s.keys = sherl_tile_segment(tile, key_space, number + 1) - s.key_row;
+    const size_t block = smaller(BLOCK_ROWS, s.queries) * s.keys;
+    s.probabilities = tile->scratch;
+    s.scores = s.probabilities + block;
+    if (!has_positions(op)) return s;
+    s.biases = s.scores + block;
+    s.dbiases = s.biases + s.heads * distances(&s);
+    sherl_spread_positions(op, sherl_op_parameter(op, tile, 0), least_distance(&s), distances(&s), s.biases);
+    return s;
+}
+
+static void run_blocks(const attention_sample *s, block_work work) {
+    const bool causal = s->op->settings.attention.causal;
+    const size_t sharing = s->heads / s->op->settings.attention.key_heads;
+    for (size_t head = 0; head < s->heads; head++) {
+        for (size_t query = 0; query < s->queries; query += BLOCK_ROWS) {
+            attention_block block = {.head = head, .first_channel = head * s->head_size};
+            block.first_key_channel = head / sharing * s->head_size;
+            block.first_query = query;
+            block.query_rows = smaller(BLOCK_ROWS, s->queries - query);
+            block.query_row = s->query_row + query;
+            block.position = s->position + query;
+            block.keys = causal ? smaller(s->keys, block.position + block.query_rows) : s->keys;
+            block.first_visible = causal ? block.position + 1 : 0;
+            work(s, &block);
         }
     }
 }
@@ -96,105 +86,106 @@ static bool has_dropout(const sherl_op *op) { return op->settings.attention.drop
 
 /* dropped = dropout(x), both (queries, keys), may be one buffer. The draw depends on step, head, sample, query and key
  * position: the builder gives the op one stream of random numbers a head. */
-static void drop(const sherl_op *op, const sherl_tile *tile, const attention_block *block, const sherl_real *x,
-                 sherl_real *dropped) {
-    const uint32_t stream = op->stream + (uint32_t)block->head;
-    sherl_row_key key = {.sample = (uint32_t)(tile->first_sample + block->sample)};
+static void drop(const attention_sample *s, const attention_block *block, const sherl_real *x, sherl_real *dropped) {
+    const uint32_t stream = s->op->stream + (uint32_t)block->head;
+    sherl_row_key key = {.sample = (uint32_t)(s->tile->first_sample + s->number)};
     for (size_t row = 0; row < block->query_rows; row++) {
         key.position = (uint32_t)(block->position + row);
-        tile->kernels->dropout_row(tile->random_key, stream, key, op->settings.attention.dropout, x + row * block->keys,
-                                   dropped + row * block->keys, block->keys, false);
+        s->tile->kernels->dropout_row(s->tile->random_key, stream, key, s->op->settings.attention.dropout,
+                                      x + row * block->keys, dropped + row * block->keys, block->keys, false);
     }
 }
 
-/* The biases of a block's query `row` and its keys 0 … keys - 1, out of c->biases or c->dbiases. */
-static sherl_real *biases_of(const call *c, const attention_block *block, size_t row, sherl_real *biases) {
-    return biases + block->head * sherl_position_distances(c->longest_query, c->longest_key) +
-           sherl_position_offset(c->longest_query, block->position + row);
+/* Where in s->biases or s->dbiases those of a block's query `row` and key 0 are; the ones of the next keys follow. */
+static size_t bias_at(const attention_sample *s, const attention_block *block, size_t row) {
+    return block->head * distances(s) + s->queries - 1 - (block->first_query + row);
 }
 
 /* s = scale q k^T + bias: (queries, keys) */
-static void score(const call *c, const attention_block *block, sherl_real *scores) {
-    const sherl_real *query = sherl_tile_read(c->tile, c->op->inputs[0]) + block->query_row * c->channels;
-    const sherl_real *key = sherl_tile_read(c->tile, c->op->inputs[1]) + block->key_row * c->key_channels;
-    for (size_t row = 0; c->biases && row < block->query_rows; row++)
-        memcpy(scores + row * block->keys, biases_of(c, block, row, c->biases), block->keys * sizeof *scores);
-    sherl_gemm(false, true, block->query_rows, block->keys, c->head_size, c->op->settings.attention.scale,
-               query + block->first_channel, c->channels, key + block->first_key_channel, c->key_channels,
-               c->biases ? 1 : 0, scores, block->keys);
+static void score(const attention_sample *s, const attention_block *block, sherl_real *scores) {
+    const sherl_real *query = sherl_tile_read(s->tile, s->op->inputs[0]) + block->query_row * s->channels;
+    const sherl_real *key = sherl_tile_read(s->tile, s->op->inputs[1]) + s->key_row * s->key_channels;
+    for (size_t row = 0; s->biases && row < block->query_rows; row++)
+        memcpy(scores + row * block->keys, s->biases + bias_at(s, block, row), block->keys * sizeof *scores);
+    sherl_gemm(false, true, block->query_rows, block->keys, s->head_size, s->op->settings.attention.scale,
+               query + block->first_channel, s->channels, key + block->first_key_channel, s->key_channels,
+               s->biases ? 1 : 0, scores, block->keys);
 }
 
-static void forward_block(const call *c, const attention_block *block) {
-    const sherl_op *op = c->op;
-    const sherl_tile *tile = c->tile;
+static void forward_block(const attention_sample *s, const attention_block *block) {
+    const sherl_op *op = s->op;
+    const sherl_tile *tile = s->tile;
     const sherl_real *value =
-        sherl_tile_read(tile, op->inputs[2]) + block->key_row * c->key_channels + block->first_key_channel;
-    sherl_real *output = sherl_tile_write(tile, op->output) + block->query_row * c->channels + block->first_channel;
+        sherl_tile_read(tile, op->inputs[2]) + s->key_row * s->key_channels + block->first_key_channel;
+    sherl_real *output = sherl_tile_write(tile, op->output) + block->query_row * s->channels + block->first_channel;
     sherl_real *logsumexp = NULL;
     if (op->saved != SHERL_NONE)
-        logsumexp = sherl_tile_write(tile, op->saved) + block->query_row * c->heads + block->head;
-    sherl_real *p = c->probabilities;
+        logsumexp = sherl_tile_write(tile, op->saved) + block->query_row * s->heads + block->head;
+    sherl_real *p = s->probabilities;
 
-    score(c, block, p);
+    score(s, block, p);
     /* p = dropout(softmax(s)) */
-    tile->kernels->softmax_forward(p, 1, block->query_rows, block->keys, block->first_visible, logsumexp, c->heads);
-    if (has_dropout(op)) drop(op, tile, block, p, p);
+    tile->kernels->softmax_forward(p, 1, block->query_rows, block->keys, block->first_visible, logsumexp, s->heads);
+    if (has_dropout(op)) drop(s, block, p, p);
     /* o = p v; o: (queries, head_size), v: (keys, head_size) */
-    sherl_gemm(false, false, block->query_rows, c->head_size, block->keys, 1, p, block->keys, value, c->key_channels, 0,
-               output, c->channels);
+    sherl_gemm(false, false, block->query_rows, s->head_size, block->keys, 1, p, block->keys, value, s->key_channels, 0,
+               output, s->channels);
 }
 
 static sherl_status attention_forward(const sherl_op *op, const sherl_tile *tile) {
-    const call c = begin(op, tile);
-    run_blocks(&c, forward_block);
+    for (size_t number = 0; number < tile->samples; number++) {
+        const attention_sample s = find_sample(op, tile, number);
+        run_blocks(&s, forward_block);
+    }
     return SHERL_OK;
 }
 
 /* dbias += ds, distance by distance */
-static void add_to_dbiases(const call *c, const attention_block *block, const sherl_real *ds) {
+static void add_to_dbiases(const attention_sample *s, const attention_block *block, const sherl_real *ds) {
     for (size_t row = 0; row < block->query_rows; row++)
-        c->tile->kernels->accumulate(ds + row * block->keys, biases_of(c, block, row, c->dbiases), block->keys);
+        s->tile->kernels->accumulate(ds + row * block->keys, s->dbiases + bias_at(s, block, row), block->keys);
 }
 
 /* Adds to the gradients of the block's head channels; every gradient holds numbers already. */
-static void backward_block(const call *c, const attention_block *block) {
-    const sherl_op *op = c->op;
-    const sherl_tile *tile = c->tile;
-    const size_t rows = block->query_rows, keys = block->keys, head_size = c->head_size;
-    const size_t query_at = block->query_row * c->channels + block->first_channel;
-    const size_t key_at = block->key_row * c->key_channels + block->first_key_channel;
+static void backward_block(const attention_sample *s, const attention_block *block) {
+    const sherl_op *op = s->op;
+    const sherl_tile *tile = s->tile;
+    const size_t rows = block->query_rows, keys = block->keys, head_size = s->head_size;
+    const size_t query_at = block->query_row * s->channels + block->first_channel;
+    const size_t key_at = s->key_row * s->key_channels + block->first_key_channel;
     const double scale = op->settings.attention.scale;
+    const bool trains_biases = s->biases && sherl_op_parameter_gradient(op, tile, 0);
     const sherl_real *query = sherl_tile_read(tile, op->inputs[0]) + query_at;
     const sherl_real *key = sherl_tile_read(tile, op->inputs[1]) + key_at;
     const sherl_real *value = sherl_tile_read(tile, op->inputs[2]) + key_at;
-    const sherl_real *logsumexp = sherl_tile_read(tile, op->saved) + block->query_row * c->heads + block->head;
+    const sherl_real *logsumexp = sherl_tile_read(tile, op->saved) + block->query_row * s->heads + block->head;
     const sherl_real *doutput = sherl_output_gradient(op, tile) + query_at;
     sherl_real *dquery = sherl_input_gradient(op, tile, 0), *dkey = sherl_input_gradient(op, tile, 1);
     sherl_real *dvalue = sherl_input_gradient(op, tile, 2);
-    sherl_real *p = c->probabilities, *ds = c->scores;
+    sherl_real *p = s->probabilities, *ds = s->scores;
 
-    score(c, block, p);
-    tile->kernels->softmax_recompute(p, 1, rows, keys, block->first_visible, logsumexp, c->heads);
-    if (dquery != NULL || dkey != NULL || c->dbiases != NULL) {
+    score(s, block, p);
+    tile->kernels->softmax_recompute(p, 1, rows, keys, block->first_visible, logsumexp, s->heads);
+    if (dquery != NULL || dkey != NULL || trains_biases) {
         /* o = dropout(p) v: dp = dropout(do v^T) */
-        sherl_gemm(false, true, rows, keys, head_size, 1, doutput, c->channels, value, c->key_channels, 0, ds, keys);
-        if (has_dropout(op)) drop(op, tile, block, ds, ds);
+        sherl_gemm(false, true, rows, keys, head_size, 1, doutput, s->channels, value, s->key_channels, 0, ds, keys);
+        if (has_dropout(op)) drop(s, block, ds, ds);
         /* p = softmax(s): ds = p (dp - sum_j p_j dp_j) */
         tile->kernels->softmax_backward(p, ds, 1, rows, keys);
     }
     /* s = scale q k^T + bias: dbias += ds, dq += scale ds k, dk += scale ds^T q */
-    if (c->dbiases != NULL) add_to_dbiases(c, block, ds);
+    if (trains_biases) add_to_dbiases(s, block, ds);
     if (dquery != NULL)
-        sherl_gemm(false, false, rows, head_size, keys, scale, ds, keys, key, c->key_channels, 1, dquery + query_at,
-                   c->channels);
+        sherl_gemm(false, false, rows, head_size, keys, scale, ds, keys, key, s->key_channels, 1, dquery + query_at,
+                   s->channels);
     if (dkey != NULL)
-        sherl_gemm(true, false, keys, head_size, rows, scale, ds, keys, query, c->channels, 1, dkey + key_at,
-                   c->key_channels);
+        sherl_gemm(true, false, keys, head_size, rows, scale, ds, keys, query, s->channels, 1, dkey + key_at,
+                   s->key_channels);
     /* o = dropout(p) v: dv += dropout(p)^T do */
     if (dvalue != NULL) {
-        if (has_dropout(op)) drop(op, tile, block, p, p);
-        sherl_gemm(true, false, keys, head_size, rows, 1, p, keys, doutput, c->channels, 1, dvalue + key_at,
-                   c->key_channels);
+        if (has_dropout(op)) drop(s, block, p, p);
+        sherl_gemm(true, false, keys, head_size, rows, 1, p, keys, doutput, s->channels, 1, dvalue + key_at,
+                   s->key_channels);
     }
 }
 
@@ -206,10 +197,13 @@ static sherl_status attention_backward(const sherl_op *op, const sherl_tile *til
         const sherl_value input = op->inputs[i];
         memset(gradient, 0, sherl_tile_rows(tile, input) * sherl_tile_channels(tile, input) * sizeof *gradient);
     }
-    const call c = begin(op, tile);
-    run_blocks(&c, backward_block);
-    if (c.dbiases)
-        sherl_gather_positions(op, c.dbiases, c.longest_query, c.longest_key, sherl_op_parameter_gradient(op, tile, 0));
+    for (size_t number = 0; number < tile->samples; number++) {
+        const attention_sample s = find_sample(op, tile, number);
+        sherl_real *dtable = s.biases ? sherl_op_parameter_gradient(op, tile, 0) : NULL;
+        if (dtable) memset(s.dbiases, 0, s.heads * distances(&s) * sizeof *s.dbiases);
+        run_blocks(&s, backward_block);
+        if (dtable) sherl_gather_positions(op, s.dbiases, least_distance(&s), distances(&s), dtable);
+    }
     return SHERL_OK;
 }
 

@@ -11,7 +11,8 @@ static size_t far_bucket(size_t distance, size_t exact, size_t buckets, size_t m
     return bucket < buckets ? bucket : buckets - 1;
 }
 
-size_t sherl_position_bucket(const sherl_position_buckets *positions, ptrdiff_t distance) {
+/* The bucket of a distance, which is the position of the key minus that of the query. */
+static size_t find_bucket(const sherl_position_buckets *positions, ptrdiff_t distance) {
     size_t buckets = positions->bidirectional ? positions->buckets / 2 : positions->buckets, exact = buckets / 2;
     const size_t first = positions->bidirectional && distance > 0 ? buckets : 0;
     if (distance > 0 && !positions->bidirectional) distance = 0;
@@ -19,22 +20,20 @@ size_t sherl_position_bucket(const sherl_position_buckets *positions, ptrdiff_t 
     return first + (steps < exact ? steps : far_bucket(steps, exact, buckets, positions->max_distance));
 }
 
-void sherl_spread_positions(const sherl_op *op, const sherl_real *table, size_t queries, size_t keys,
+void sherl_spread_positions(const sherl_op *op, const sherl_real *table, ptrdiff_t least_distance, size_t distances,
                             sherl_real *by_distance) {
-    const size_t heads = op->settings.attention.heads, distances = sherl_position_distances(queries, keys);
+    const size_t heads = op->settings.attention.heads;
     for (size_t i = 0; i < distances; i++) {
-        const ptrdiff_t distance = (ptrdiff_t)i - (ptrdiff_t)(queries - 1);
-        const sherl_real *biases = table + sherl_position_bucket(&op->settings.attention.positions, distance) * heads;
-        for (size_t head = 0; head < heads; head++) by_distance[head * distances + i] = biases[head];
+        const size_t bucket = find_bucket(&op->settings.attention.positions, least_distance + (ptrdiff_t)i);
+        for (size_t head = 0; head < heads; head++) by_distance[head * distances + i] = table[bucket * heads + head];
     }
 }
 
-void sherl_gather_positions(const sherl_op *op, const sherl_real *dby_distance, size_t queries, size_t keys,
-                            sherl_real *dtable) {
-    const size_t heads = op->settings.attention.heads, distances = sherl_position_distances(queries, keys);
+void sherl_gather_positions(const sherl_op *op, const sherl_real *dby_distance, ptrdiff_t least_distance,
+                            size_t distances, sherl_real *dtable) {
+    const size_t heads = op->settings.attention.heads;
     for (size_t i = 0; i < distances; i++) {
-        const ptrdiff_t distance = (ptrdiff_t)i - (ptrdiff_t)(queries - 1);
-        sherl_real *dbiases = dtable + sherl_position_bucket(&op->settings.attention.positions, distance) * heads;
-        for (size_t head = 0; head < heads; head++) dbiases[head] += dby_distance[head * distances + i];
+        const size_t bucket = find_bucket(&op->settings.attention.positions, least_distance + (ptrdiff_t)i);
+        for (size_t head = 0; head < heads; head++) dtable[bucket * heads + head] += dby_distance[head * distances + i];
     }
 }

@@ -16,13 +16,14 @@ static size_t longest_segment(const sherl_tile *tile, sherl_space space) {
 }
 
 /* Cosines and, times `sign`, sines of the angles position * theta^(-2 i / dimensions): (positions, 2, pairs) */
-static void tabulate(const sherl_op *op, size_t positions, double sign, sherl_real *table) {
+static void tabulate(const sherl_op *op, size_t first_position, size_t positions, double sign, sherl_real *table) {
     const size_t half = pairs(op);
     for (size_t i = 0; i < half; i++) {
         const double speed = pow(op->settings.rotary.theta, -2.0 * (double)i / (double)op->settings.rotary.dimensions);
         for (size_t position = 0; position < positions; position++) {
-            table[2 * position * half + i] = (sherl_real)cos((double)position * speed);
-            table[(2 * position + 1) * half + i] = (sherl_real)(sign * sin((double)position * speed));
+            const double angle = (double)(first_position + position) * speed;
+            table[2 * position * half + i] = (sherl_real)cos(angle);
+            table[(2 * position + 1) * half + i] = (sherl_real)(sign * sin(angle));
         }
     }
 }
@@ -32,13 +33,15 @@ static void turn(const sherl_op *op, const sherl_tile *tile, const sherl_real *f
                  bool accumulate) {
     const sherl_space space = tile->value_spaces[op->output];
     const size_t channels = sherl_tile_channels(tile, op->output), heads = op->settings.rotary.heads;
-    const size_t half = pairs(op);
-    sherl_real *table = tile->scratch;
-    tabulate(op, longest_segment(tile, space), sign, table);
+    const size_t half = pairs(op), longest = longest_segment(tile, space);
+    sherl_real *table = tile->scratch, *own_table = table + 2 * longest * half;
+    tabulate(op, 0, longest, sign, table);
     for (size_t sample = 0; sample < tile->samples; sample++) {
         const size_t first = sherl_tile_segment(tile, space, sample), end = sherl_tile_segment(tile, space, sample + 1);
+        const size_t position = sherl_tile_position(op, tile, sample);
+        if (position > 0) tabulate(op, position, 1, sign, own_table); /* demand left this row alone of its segment */
         for (size_t row = first; row < end; row++) {
-            const sherl_real *cosines = table + 2 * (row - first) * half;
+            const sherl_real *cosines = position > 0 ? own_table : table + 2 * (row - first) * half;
             tile->kernels->rotate_row(from + row * channels, cosines, cosines + half, to + row * channels, heads,
                                       channels / heads, half, accumulate);
         }
@@ -58,14 +61,14 @@ static sherl_status rotary_backward(const sherl_op *op, const sherl_tile *tile) 
     return SHERL_OK;
 }
 
-/* A cosine and a sine for each pair, at each position of the longest segment. */
+/* A cosine and a sine for each pair, at each position of the longest segment and at one more. */
 static bool rotary_scratch(const sherl_op *op, const sherl_limits *limits, size_t *bytes) {
-    const size_t positions = limits->longest_segment[limits->value_spaces[op->output]];
-    return sherl_multiply_sizes(positions, op->settings.rotary.dimensions, bytes) &&
+    size_t positions;
+    return sherl_add_sizes(limits->longest_segment[limits->value_spaces[op->output]], 1, &positions) &&
+           sherl_multiply_sizes(positions, op->settings.rotary.dimensions, bytes) &&
            sherl_multiply_sizes(*bytes, sizeof(sherl_real), bytes);
 }
 
-/* A row's position is that in its segment of the row space: demand leaves first rows alone, whose position is 0. */
 const sherl_op_type sherl_rotary_type = {
     .name = "rotary", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
     .forward = rotary_forward, .backward = rotary_backward, .scratch_bytes = rotary_scratch,

@@ -1,10 +1,12 @@
 /* Attention of one query a sample over keys and values that frozen linear maps make of one matrix x, by associativity:
  * q . (W_k x_t + b_k) = (W_k^T q) . x_t + q . b_k, where the last term is the same for all t and drops out of the softmax,
- * and sum_t p_t (W_v x_t + b_v) = W_v (sum_t p_t x_t) + b_v sum_t p_t. So no key and no value is ever computed. */
+ * and sum_t p_t (W_v x_t + b_v) = W_v (sum_t p_t x_t) + b_v sum_t p_t. So no key and no value is ever computed.
+ * Parameters: W_k, W_v, b_v, and the biases by bucket where relative positions tell. */
 #include <string.h>
 
 #include "op.h"
 #include "product.h"
+#include "relative_positions.h"
 
 /* Sizes of the op on a tile. */
 typedef struct sizes {
@@ -37,6 +39,11 @@ static segment find_segment(const sherl_op *op, const sherl_tile *tile, size_t s
     size_t seen = sherl_tile_position(op, tile, sample) + 1;
     return (segment){.first_row = first, .rows = rows,
                      .visible = op->settings.attention.causal && seen < rows ? seen : rows};
+}
+
+/* The first row of W_k and W_v, and entry of b_v, of the head of keys and values that a head of queries shares. */
+static size_t key_row(const sherl_op *op, const sizes *s, size_t head) {
+    return head / (s->heads / op->settings.attention.key_heads) * s->head_size;
 }
 
 static bool has_dropout(const sherl_op *op) { return op->settings.attention.dropout > 0; }
@@ -103,6 +110,20 @@ static void multiply_rows(const call *c, const sherl_real *u, const sherl_real *
                                 false, NULL);
 }
 
+/* s_ht = u_h . x_t, to be multiplied by the number that is returned; where positions tell, scale u_h . x_t + bias_ht and
+ * 1. `biases` is room for a matrix like scores. */
+static double score(const call *c, size_t sample, const sherl_real *u, const sherl_real *x, size_t visible,
+                    sherl_real *scores, sherl_real *biases) {
+    const double scale = c->op->settings.attention.scale;
+    const sherl_real *table = sherl_op_parameter(c->op, c->tile, 3);
+    multiply_rows(c, u, x, visible, scores);
+    if (!table) return scale;
+    const ptrdiff_t least_distance = -(ptrdiff_t)sherl_tile_position(c->op, c->tile, sample);
+    sherl_spread_positions(c->op, table, least_distance, visible, biases);
+    c->tile->kernels->add_scaled(biases, (sherl_real)scale, scores, scores, c->s.heads * visible);
+    return 1;
+}
+
 /* u_h = W_k,h^T q_h for all samples; q: (samples, inner), W_k: (inner, channels), u: (samples, heads, channels) */
 static void map_query(void *state, size_t head, size_t worker) {
     const call *c = state;
@@ -110,12 +131,12 @@ static void map_query(void *state, size_t head, size_t worker) {
     (void)worker;
     const sherl_real *query = sherl_tile_read(c->tile, c->op->inputs[0]), *weight = sherl_op_parameter(c->op, c->tile, 0);
     sherl_product(c->tile->kernels, (sherl_matrix){query + head * s->head_size, s->inner},
-                   (sherl_matrix){weight + head * s->head_size * s->channels, s->channels},
+                   (sherl_matrix){weight + key_row(c->op, s, head) * s->channels, s->channels},
                    (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
                    sherl_tile_write(c->tile, c->op->saved) + head * s->channels, s->saved, false);
 }
 
-/* p = dropout(softmax(scale u x^T)); c_h = sum_t p_ht x_t; o_h starts as b_v,h sum_t p_ht */
+/* p = dropout(softmax(scale u x^T + bias)); c_h = sum_t p_ht x_t; o_h starts as b_v,h sum_t p_ht */
 static void attend(const call *c, size_t sample, sherl_real *p) {
     const sizes *s = &c->s;
     segment segment = find_segment(c->op, c->tile, sample);
@@ -123,8 +144,8 @@ static void attend(const call *c, size_t sample, sherl_real *p) {
     const sherl_real *bias = sherl_op_parameter(c->op, c->tile, 2);
     sherl_real *u = sherl_tile_write(c->tile, c->op->saved) + sample * s->saved;
     sherl_real *output = sherl_tile_write(c->tile, c->op->output) + sample * s->inner;
-    multiply_rows(c, u, x, segment.visible, p);
-    c->tile->kernels->softmax_forward(p, c->op->settings.attention.scale, s->heads, segment.visible, 0, u + s->wide, 1);
+    double scale = score(c, sample, u, x, segment.visible, p, p + s->heads * segment.visible);
+    c->tile->kernels->softmax_forward(p, scale, s->heads, segment.visible, 0, u + s->wide, 1);
     if (has_dropout(c->op)) drop(c->op, c->tile, sample, segment.visible, p, p);
     sherl_product(c->tile->kernels, (sherl_matrix){p, segment.visible}, (sherl_matrix){x, s->channels},
                    (sherl_product_sizes){.m = s->heads, .n = s->channels, .k = segment.visible},
@@ -132,7 +153,8 @@ static void attend(const call *c, size_t sample, sherl_real *p) {
     for (size_t head = 0; head < s->heads; head++) {
         sherl_real total = 0; /* 1 without dropout */
         for (size_t t = 0; t < segment.visible; t++) total += p[head * segment.visible + t];
-        for (size_t i = head * s->head_size; i < (head + 1) * s->head_size; i++) output[i] = bias ? total * bias[i] : 0;
+        for (size_t i = 0; i < s->head_size; i++)
+            output[head * s->head_size + i] = bias ? total * bias[key_row(c->op, s, head) + i] : 0;
     }
 }
 
@@ -141,7 +163,7 @@ static void map_context(void *state, size_t head, size_t worker) {
     const call *c = state;
     const sizes *s = &c->s;
     (void)worker;
-    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + head * s->head_size * s->channels;
+    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + key_row(c->op, s, head) * s->channels;
     sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){c->context + head * s->channels, s->wide},
                                 (sherl_matrix){weight, s->channels},
                                 (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},
@@ -161,7 +183,7 @@ static void unmap_context(void *state, size_t head, size_t worker) {
     const call *c = state;
     const sizes *s = &c->s;
     (void)worker;
-    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + head * s->head_size * s->channels;
+    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + key_row(c->op, s, head) * s->channels;
     const sherl_real *doutput = sherl_output_gradient(c->op, c->tile) + head * s->head_size;
     sherl_product(c->tile->kernels, (sherl_matrix){doutput, s->inner}, (sherl_matrix){weight, s->channels},
                    (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
@@ -178,14 +200,14 @@ static void differentiate_probabilities(const call *c, size_t sample, const sher
     multiply_rows(c, dcontext, x, visible, dp);
     if (!has_dropout(c->op)) return;
     for (size_t head = 0; head < s->heads && bias; head++) {
-        size_t first = head * s->head_size;
-        sherl_real through_bias = c->tile->kernels->dot(bias + first, doutput + first, s->head_size);
+        sherl_real through_bias = c->tile->kernels->dot(bias + key_row(c->op, s, head), doutput + head * s->head_size,
+                                                        s->head_size);
         for (size_t t = 0; t < visible; t++) dp[head * visible + t] += through_bias;
     }
     drop(c->op, c->tile, sample, visible, dp, dp);
 }
 
-/* ds = scale p (dp - sum_t p_t dp_t); dx_t (+)= sum_h dropout(p)_ht dc_h + ds_ht u_h; du_h = sum_t ds_ht x_t, over dc */
+/* Times scale, ds = p (dp - sum_t p_t dp_t); dx_t (+)= sum_h dropout(p)_ht dc_h + ds_ht u_h; du_h = sum_t ds_ht x_t, over dc */
 static void attend_backward(const call *c, size_t sample, sherl_real *scratch) {
     const sizes *s = &c->s;
     const sherl_op *op = c->op;
@@ -195,8 +217,8 @@ static void attend_backward(const call *c, size_t sample, sherl_real *scratch) {
     const sherl_real *x = sherl_tile_read(tile, op->inputs[1]) + at;
     const sherl_real *u = sherl_tile_read(tile, op->saved) + sample * s->saved;
     sherl_real *dcontext = c->context + sample * s->wide, *p = scratch, *ds = p + s->heads * visible;
-    multiply_rows(c, u, x, visible, p);
-    tile->kernels->softmax_recompute(p, op->settings.attention.scale, s->heads, visible, 0, u + s->wide, 1);
+    double scale = score(c, sample, u, x, visible, p, ds);
+    tile->kernels->softmax_recompute(p, scale, s->heads, visible, 0, u + s->wide, 1);
     differentiate_probabilities(c, sample, x, visible, dcontext, ds);
     tile->kernels->softmax_backward(p, ds, op->settings.attention.scale, s->heads, visible);
     sherl_real *dx = sherl_input_gradient(op, tile, 1);
@@ -218,7 +240,7 @@ static void unmap_query(void *state, size_t head, size_t worker) {
     const call *c = state;
     const sizes *s = &c->s;
     (void)worker;
-    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 0) + head * s->head_size * s->channels;
+    const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 0) + key_row(c->op, s, head) * s->channels;
     sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){c->context + head * s->channels, s->wide},
                                 (sherl_matrix){weight, s->channels},
                                 (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},

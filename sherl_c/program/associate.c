@@ -27,12 +27,17 @@ static bool is_frozen_map(const sherl_program *program, const sherl_op *op) {
     return count_readers(&program->network, op->output) == 1;
 }
 
+/* The op that takes the attention's place has no gradient for the biases of relative positions. */
+static bool trains_positions(const sherl_program *program, const sherl_op *attention) {
+    return attention->parameter_count > 0 &&
+           sherl_parameters_role(program->parameters, attention->parameters[0]) == SHERL_TRAINABLE;
+}
+
 static bool fits(const sherl_program *program, const sherl_op *attention) {
     const sherl_network *network = &program->network;
     if (attention->type != &sherl_attention_type || network->values[attention->inputs[0]].space != SHERL_SAMPLES ||
         network->values[attention->inputs[1]].space == SHERL_SAMPLES ||
-        attention->settings.attention.key_heads != attention->settings.attention.heads ||
-        attention->settings.attention.positions.buckets > 0)
+        trains_positions(program, attention))
         return false;
     const sherl_op *key = producer(network, attention->inputs[1]), *value = producer(network, attention->inputs[2]);
     return is_frozen_map(program, key) && is_frozen_map(program, value) && key->inputs[0] == value->inputs[0];
@@ -52,7 +57,8 @@ static void associate(sherl_network *network, size_t position) {
     attention->type = &sherl_single_query_attention_type;
     attention->input_count = 2;
     attention->inputs[1] = key->inputs[0];
-    attention->parameter_count = 3;
+    attention->parameter_count = 4;
+    attention->parameters[3] = attention->parameters[0]; /* biases of relative positions, or SHERL_NONE */
     attention->parameters[0] = key->parameters[0];
     attention->parameters[1] = value->parameters[0];
     attention->parameters[2] = value->parameters[1];
