@@ -328,6 +328,9 @@ WRONG = {
         lambda: sherl.T5Block.from_t5(T5_WEIGHTS, HEADS, decoder=True, max_distance=4),
         ValueError, "max_distance must be more than 4 with 8 buckets, got 4",
     ),
+    "another family": (
+        lambda: sherl.T5Block.from_bert(bert_weights(), HEADS), TypeError, "a T5Block is made by from_t5",
+    ),
     "a list": (lambda: sherl.T5Block.from_t5([1], HEADS), TypeError, "weights must be a dictionary"),
     "few buckets": (lambda: layers(32, 4, position_buckets=2), ValueError, "position_buckets must be even, and 4 or more"),
     "key heads": (lambda: layers(32, 4, key_heads=3), ValueError, "key_heads must divide the 4 heads, got 3"),

@@ -92,6 +92,29 @@ def test_chained_activations_may_share_memory_but_not_values(activation):
     check_gradients(build, shape.generator, **shape.arguments(x=x))
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("read_twice", [False, True])
+@quick
+@given(seed=seeds)
+def test_gated(activation, read_twice, seed):
+    shape = Shape(seed)
+    z, x = away_from_zero(2 * shape.normal()), shape.normal()
+
+    def build(graph, values, _):
+        y = graph.gated(values["z"], values["x"], activation)
+        return graph.add(graph.add(y, values["x"]), values["z"]) if read_twice else y
+
+    check_forward(build, ACTIVATIONS[activation](z) * x + (x + z if read_twice else 0), **shape.arguments(z=z, x=x))
+    check_gradients(build, shape.generator, **shape.arguments(z=z, x=x))
+
+
+def test_gated_refuses_one_value_for_both():
+    graph = _core.Graph(_core.Parameters(), False)
+    x = graph.input("x", graph.space("rows"), 8)
+    with pytest.raises(ValueError, match="gate and x must be two values"):
+        graph.gated(x, x, "silu")
+
+
 # ---- Norms ----
 
 

@@ -217,6 +217,15 @@ static PyObject *graph_activate(GraphObject *self, PyObject *args, PyObject *key
     return graph_result(self, sherl_activate(self->graph, x, (sherl_activation)activation));
 }
 
+static PyObject *graph_gated(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value gate, x;
+    int activation;
+    argument arguments[] = {handle_argument("gate", &gate), handle_argument("x", &x),
+                            choice_argument("activation", activation_names, &activation)};
+    if (!parse_arguments("gated", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    return graph_result(self, sherl_gated(self->graph, gate, x, (sherl_activation)activation));
+}
+
 static PyObject *graph_layer_norm(GraphObject *self, PyObject *args, PyObject *keywords) {
     sherl_value x;
     sherl_parameter weight, bias = SHERL_NONE;
@@ -486,6 +495,7 @@ static PyMethodDef graph_methods[] = {
            "linear($self, x, weight, bias=None, activation='identity', bfloat16=False)\n--\n\n"
            "activation(x W^T + b); with bfloat16 the weight must be frozen."),
     METHOD("activate", graph_activate, "activate($self, x, activation)\n--\n\nactivation(x)"),
+    METHOD("gated", graph_gated, "gated($self, gate, x, activation)\n--\n\nactivation(gate) * x"),
     METHOD("layer_norm", graph_layer_norm,
            "layer_norm($self, x, weight, bias, eps)\n--\n\nNormalize each row over its channels; bias may be None."),
     METHOD("rms_norm", graph_rms_norm,

@@ -182,6 +182,8 @@ sherl_value sherl_bfloat16_linear(sherl_graph *graph, sherl_value x, sherl_param
                                   sherl_activation activation);
 /* y = activation(x) */
 sherl_value sherl_activate(sherl_graph *graph, sherl_value x, sherl_activation activation);
+/* y = activation(gate) * x; gate and x are two values */
+sherl_value sherl_gated(sherl_graph *graph, sherl_value gate, sherl_value x, sherl_activation activation);
 /* y = (x - mean) / sqrt(variance + eps) * weight + bias, over the channels of each row; bias may be SHERL_NONE */
 sherl_value sherl_layer_norm(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
                              double eps);

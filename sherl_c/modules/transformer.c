@@ -157,9 +157,9 @@ static sherl_value feed_forward(const layer *l, sherl_value n) {
     bool bias = settings->feed_forward_bias;
     sherl_value inner;
     if (settings->gated) {
-        sherl_value gate = map(l, "gate", &w->gate, bias, n, settings->intermediate, settings->activation);
+        sherl_value gate = map(l, "gate", &w->gate, bias, n, settings->intermediate, SHERL_IDENTITY);
         sherl_value up = map(l, "up", &w->up, bias, n, settings->intermediate, SHERL_IDENTITY);
-        inner = sherl_multiply(l->graph, gate, up);
+        inner = sherl_gated(l->graph, gate, up, settings->activation);
     } else {
         inner = map(l, "up", &w->up, bias, n, settings->intermediate, settings->activation);
     }

@@ -73,7 +73,7 @@ struct sherl_op {
     bool bfloat16;      /* linear: products with the weight in bfloat16; then, packed when compiled: */
     const uint16_t *packed_weight, *packed_transpose; /* for x W^T and for dz W, as the kernels read them */
     union {             /* what the type needs to know beyond its operands */
-        sherl_activation activation; /* linear, activation */
+        sherl_activation activation; /* linear, activation, gated */
         struct { double eps, momentum; } norm;
         struct { double rate; } dropout;
         struct {
@@ -163,7 +163,7 @@ static inline void sherl_tile_spread(const sherl_tile *tile, size_t count, sherl
 
 /* Every op type, by family. */
 extern const sherl_op_type sherl_linear_type;                                      /* linear.c */
-extern const sherl_op_type sherl_activation_type;                                  /* activation.c */
+extern const sherl_op_type sherl_activation_type, sherl_gated_type;                /* activation.c */
 extern const sherl_op_type sherl_layer_norm_type, sherl_rms_norm_type;             /* normalization.c */
 /* With the statistics of the batch (training), with the running ones. */
 extern const sherl_op_type sherl_batch_norm_type, sherl_fixed_batch_norm_type;     /* batch_norm.c */

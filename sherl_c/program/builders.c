@@ -124,22 +124,30 @@ sherl_value sherl_dropout(sherl_graph *graph, sherl_value x, double rate) {
     return append_like_input(graph, &op);
 }
 
-static sherl_value append_pairwise(sherl_graph *graph, const char *name, const sherl_op_type *type, sherl_value a,
-                                   sherl_value b) {
+static sherl_value append_pairwise(sherl_graph *graph, const char *name, sherl_op op, sherl_value a, sherl_value b) {
     if (!sherl_check_value(graph, name, "a", a, false) || !sherl_check_value(graph, name, "b", b, false) ||
         !sherl_check_same_rows(graph, name, a, b) ||
         !sherl_check_channels(graph, name, "b", b, sherl_graph_value(graph, a)->channels))
         return SHERL_NONE;
-    sherl_op op = {.type = type, .input_count = 2, .inputs = {a, b}};
+    op.input_count = 2;
+    op.inputs[0] = a;
+    op.inputs[1] = b;
     return append_like_input(graph, &op);
 }
 
 sherl_value sherl_add(sherl_graph *graph, sherl_value a, sherl_value b) {
-    return append_pairwise(graph, "add", &sherl_add_type, a, b);
+    return append_pairwise(graph, "add", (sherl_op){.type = &sherl_add_type}, a, b);
 }
 
 sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b) {
-    return append_pairwise(graph, "multiply", &sherl_multiply_type, a, b);
+    return append_pairwise(graph, "multiply", (sherl_op){.type = &sherl_multiply_type}, a, b);
+}
+
+sherl_value sherl_gated(sherl_graph *graph, sherl_value gate, sherl_value x, sherl_activation activation) {
+    if (!check_activation(graph, "gated", activation)) return SHERL_NONE;
+    if (gate == x) return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "gated: gate and x must be two values");
+    return append_pairwise(graph, "gated", (sherl_op){.type = &sherl_gated_type, .settings.activation = activation},
+                           gate, x);
 }
 
 sherl_value sherl_scale(sherl_graph *graph, sherl_value x, sherl_parameter scale) {

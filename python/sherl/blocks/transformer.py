@@ -399,6 +399,8 @@ class T5Block(TransformerLayer):
 
     @classmethod
     def _in_full(cls, settings, features=True):
+        if "decoder" not in settings:
+            raise TypeError("a T5Block is made by from_t5; layers of other families are made by TransformerLayer")
         settings = {**settings, **_T5}
         decoder = settings.pop("decoder")
         return settings | {"causal": decoder, "bidirectional": not decoder,

@@ -147,6 +147,60 @@ void SHERL_KERNEL(bias_activation)(sherl_activation activation, sherl_real *y, c
     }
 }
 
+/* y (+)= activation(z) * x */
+SHERL_INLINE void gate_loop(sherl_activation activation, const sherl_real *z, const sherl_real *x, sherl_real *y,
+                            size_t count, bool accumulate) {
+    if (accumulate) {
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) y[i] += activate(activation, z[i]) * x[i];
+    } else {
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) y[i] = activate(activation, z[i]) * x[i];
+    }
+}
+/* dz (+)= dy * x * activation'(z) */
+SHERL_INLINE void gate_slope_loop(sherl_activation activation, const sherl_real *z, const sherl_real *x,
+                                  const sherl_real *dy, sherl_real *dz, size_t count, bool accumulate) {
+    const bool by_output = activation == SHERL_RELU || activation == SHERL_SIGMOID || activation == SHERL_TANH;
+    if (accumulate) {
+#pragma omp simd
+        for (size_t i = 0; i < count; i++)
+            dz[i] += dy[i] * x[i] * activation_slope(activation, by_output ? activate(activation, z[i]) : z[i]);
+    } else {
+#pragma omp simd
+        for (size_t i = 0; i < count; i++)
+            dz[i] = dy[i] * x[i] * activation_slope(activation, by_output ? activate(activation, z[i]) : z[i]);
+    }
+}
+
+void SHERL_KERNEL(gate)(sherl_activation activation, const sherl_real *z, const sherl_real *x, sherl_real *y,
+                        size_t count, bool accumulate) {
+    switch (activation) {
+    case SHERL_RELU: gate_loop(SHERL_RELU, z, x, y, count, accumulate); break;
+    case SHERL_GELU_ERF: gate_loop(SHERL_GELU_ERF, z, x, y, count, accumulate); break;
+    case SHERL_GELU_TANH: gate_loop(SHERL_GELU_TANH, z, x, y, count, accumulate); break;
+    case SHERL_GELU_QUICK: gate_loop(SHERL_GELU_QUICK, z, x, y, count, accumulate); break;
+    case SHERL_SILU: gate_loop(SHERL_SILU, z, x, y, count, accumulate); break;
+    case SHERL_SIGMOID: gate_loop(SHERL_SIGMOID, z, x, y, count, accumulate); break;
+    case SHERL_TANH: gate_loop(SHERL_TANH, z, x, y, count, accumulate); break;
+    default: gate_loop(SHERL_IDENTITY, z, x, y, count, accumulate); break;
+    }
+}
+
+void SHERL_KERNEL(gate_slope)(sherl_activation activation, const sherl_real *z, const sherl_real *x,
+                              const sherl_real *dy, sherl_real *dz, size_t count, bool accumulate) {
+    switch (activation) {
+    case SHERL_RELU: gate_slope_loop(SHERL_RELU, z, x, dy, dz, count, accumulate); break;
+    case SHERL_GELU_ERF: gate_slope_loop(SHERL_GELU_ERF, z, x, dy, dz, count, accumulate); break;
+    case SHERL_GELU_TANH: gate_slope_loop(SHERL_GELU_TANH, z, x, dy, dz, count, accumulate); break;
+    case SHERL_GELU_QUICK: gate_slope_loop(SHERL_GELU_QUICK, z, x, dy, dz, count, accumulate); break;
+    case SHERL_SILU: gate_slope_loop(SHERL_SILU, z, x, dy, dz, count, accumulate); break;
+    case SHERL_SIGMOID: gate_slope_loop(SHERL_SIGMOID, z, x, dy, dz, count, accumulate); break;
+    case SHERL_TANH: gate_slope_loop(SHERL_TANH, z, x, dy, dz, count, accumulate); break;
+    default: gate_slope_loop(SHERL_IDENTITY, z, x, dy, dz, count, accumulate); break;
+    }
+}
+
 /* ---- Sums and products ------------------------------------------------------------------------------------------- */
 
 void SHERL_KERNEL(add)(const sherl_real *a, const sherl_real *b, sherl_real *y, size_t count) {

@@ -31,6 +31,12 @@ typedef struct sherl_kernels {
      * read `y`. dx may be dy when accumulate is false. */
     void (*activation_backward)(sherl_activation activation, const sherl_real *x, const sherl_real *y,
                                 const sherl_real *dy, sherl_real *dx, size_t count, bool accumulate);
+    /* y (+)= activation(z) * x */
+    void (*gate)(sherl_activation activation, const sherl_real *z, const sherl_real *x, sherl_real *y, size_t count,
+                 bool accumulate);
+    /* dz (+)= dy * x * activation'(z); dz may be dy when accumulate is false */
+    void (*gate_slope)(sherl_activation activation, const sherl_real *z, const sherl_real *x, const sherl_real *dy,
+                       sherl_real *dz, size_t count, bool accumulate);
     /* y = a + b; y = a * b; y (+)= a * b; y += a; y += scale * a; y = a + scale * b */
     void (*add)(const sherl_real *a, const sherl_real *b, sherl_real *y, size_t count);
     void (*multiply)(const sherl_real *a, const sherl_real *b, sherl_real *y, size_t count, bool accumulate);

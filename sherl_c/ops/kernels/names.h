@@ -19,6 +19,8 @@
 SHERL_DECLARE_KERNEL(bias_activation);
 SHERL_DECLARE_KERNEL(activation_forward);
 SHERL_DECLARE_KERNEL(activation_backward);
+SHERL_DECLARE_KERNEL(gate);
+SHERL_DECLARE_KERNEL(gate_slope);
 SHERL_DECLARE_KERNEL(add);
 SHERL_DECLARE_KERNEL(multiply);
 SHERL_DECLARE_KERNEL(accumulate);
