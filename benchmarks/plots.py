@@ -6,11 +6,15 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot, ticker  # noqa: E402  (the backend is chosen first)
 
+import statistics  # noqa: E402
+
+from benchmarks import sweeps as sweep_jobs  # noqa: E402
 from benchmarks.compare import SHERL  # noqa: E402
 from benchmarks.report import MEBIBYTE, fastest, target_score  # noqa: E402
+from benchmarks.sides import BFLOAT16, FIRST_ROW  # noqa: E402
 
 # Colours that stay apart for colour-blind readers; a peer has the same one in every picture.
-COLOURS = {SHERL: "#D55E00", "PyTorch": "#0072B2", "PyTorch, first row": "#56B4E9", "PyTorch compiled": "#009E73",
+COLOURS = {SHERL: "#D55E00", BFLOAT16: "#E69F00", "PyTorch": "#0072B2", "PyTorch, first row": "#56B4E9", "PyTorch compiled": "#009E73",
            "PyTorch bfloat16": "#CC79A7", "JAX jit": "#555555"}
 AXIS_LABELS = {"batch": "samples in a batch", "tokens": "tokens of a sample", "taps": "taps",
                "hidden": "hidden channels", "threads": "threads"}
@@ -18,7 +22,7 @@ AXIS_LABELS = {"batch": "samples in a batch", "tokens": "tokens of a sample", "t
 
 def colour(name):
     """Colour of a side; versions that compute only the first row share that of their peer."""
-    return COLOURS.get(name) or COLOURS[name.removesuffix(", first row")]
+    return COLOURS.get(name) or COLOURS[name.removesuffix(FIRST_ROW)]
 
 
 def finish(figure, axes, path):
@@ -117,6 +121,31 @@ def memory(cases, path):
     finish(figure, axes, path)
 
 
+def sweeps(cases, path):
+    """Time of several networks as multiples of one, one panel a case."""
+    figure, panels = pyplot.subplots(1, len(cases), figsize=(1 + 3.6 * len(cases), 4), sharey=True, squeeze=False)
+    for case, axes in zip(cases, panels[0]):
+        counts = [count for kind, count in case.timings if kind == sweep_jobs.SWEEP]
+        lines = {
+            "fits, from features": ("#0072B2", "-", lambda count: sweep_jobs.from_features(
+                case.timings, count, sweep_jobs.FITS)),
+            "sweep, from features": (COLOURS[SHERL], "-", lambda count: sweep_jobs.from_features(case.timings, count)),
+            "sweep, from text": (COLOURS[SHERL], "--", lambda count: sweep_jobs.from_text(case.timings, count)),
+        }
+        for name, (hue, style, values) in lines.items():
+            axes.plot(counts, [statistics.median(values(count)) for count in counts], marker="o", color=hue,
+                      linestyle=style, label=name)
+        axes.set_xticks(counts, map(str, counts))
+        axes.set_xlabel("networks")
+        axes.set_title(f"lengths of {case.title}", fontsize=10)
+        axes.grid(axis="y", color="#DDDDDD")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("time as multiples of one network's")
+    panels[0][0].set_ylim(bottom=0)
+    panels[0][0].legend(frameon=False)
+    finish(figure, panels[0][0], path)
+
+
 def fine_tuning(tuning, path):
     """Dev accuracy against time since the start, one point an epoch; of each side the fastest repetition."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
@@ -143,4 +172,5 @@ def draw(results, folder):
     for axis, cases in results.axes.items():
         time_against(axis, cases, folder / f"time_{axis}.png")
     memory(results.memory, folder / "memory.png")
+    sweeps(results.sweeps, folder / "sweeps.png")
     fine_tuning(results.fine_tuning, folder / "fine_tuning.png")
