@@ -29,7 +29,7 @@ def aim_table(made):
             rows.append([aim.what, limit, "-", "not measured"])
         else:
             note = f" ({aim.note})" if aim.note else ""
-            rows.append([aim.what, limit, f"{aim.measured:.2f}{note}", "met" if aim.met else "not met"])
+            rows.append([aim.what, limit, f"{aim.measured:.3g}{note}", "met" if aim.met else "not met"])
     return table(["what", "aim", "measured", ""], rows)
 
 
