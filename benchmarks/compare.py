@@ -37,6 +37,11 @@ class Outcome:
     unmeasured: dict
     share: float | None = None
 
+    @property
+    def roofline(self):
+        """Sherl's time as multiples of what the needed operations would take at the rate of matrix products."""
+        return 1 / self.share
+
 
 def agreement(actual, expected):
     """Relative errors of the loss and of all gradients as one vector, and the worst parameter with its error."""

@@ -17,6 +17,7 @@ STATUS = pathlib.Path("/proc/self/status")
 CLEAR_REFERENCES = pathlib.Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # what clear_refs takes to set the peak back to the present resident memory
 WARM_UP_ROUNDS = 2
+LIBRARY_VARIABLES = ("OPENBLAS_", "OMP_", "MKL_", "SHERL_")  # beginnings of variables that change speed
 
 
 class SideError(RuntimeError):
@@ -155,15 +156,20 @@ class Timing:
     @property
     def spread(self):
         """Distance between the first and the third quartile."""
-        first, _, third = statistics.quantiles(self.rounds, n=4, method="inclusive")
-        return third - first
+        return spread(self.rounds)
 
     def ratio(self, other):
         """Median over the rounds of this side's time over the other's in the same round."""
         return statistics.median(mine / theirs for mine, theirs in zip(self.rounds, other.rounds))
 
 
-def paired(sides, repeats):
+def spread(values):
+    """Distance between the first and the third quartile."""
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return third - first
+
+
+def paired(sides, repeats, warm_up=WARM_UP_ROUNDS):
     """Time sides in turn, so that a slow spell of the machine falls on all of them.
 
     Parameters
@@ -171,6 +177,8 @@ def paired(sides, repeats):
     sides : dict of str to Side
     repeats : int
         Rounds, two or more. In each, every side takes one step; the side that begins changes from round to round.
+    warm_up : int
+        Rounds before them that do not count.
 
     Returns
     -------
@@ -180,22 +188,23 @@ def paired(sides, repeats):
         raise ValueError(f"repeats must be 2 or more, got {repeats}")
     names = list(sides)
     seconds = {name: [] for name in names}
-    for index in range(WARM_UP_ROUNDS + repeats):
+    for index in range(warm_up + repeats):
         first = index % len(names)
         for name in names[first:] + names[:first]:
             taken = sides[name].seconds()
-            if index >= WARM_UP_ROUNDS:
+            if index >= warm_up:
                 seconds[name].append(taken)
     return {name: Timing(tuple(rounds)) for name, rounds in seconds.items()}
 
 
 def machine(packages=()):
-    """One line on the processor, memory and system, and on the installed versions of some packages."""
+    """One line on the processor, memory and system, the versions of some packages, and variables that change speed."""
     parts = [processor(), f"{usable_processors()} CPUs"]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         parts.append(f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB")
     parts += [f"{platform.system()} {platform.release()} {platform.machine()}", f"Python {platform.python_version()}"]
     parts += [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    parts += [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(LIBRARY_VARIABLES)]
     return ", ".join(parts)
 
 

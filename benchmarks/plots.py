@@ -1,31 +1,41 @@
 """The results of a run as pictures, one message each."""
 
+import statistics
+
 import matplotlib
 
 matplotlib.use("Agg")
 
 from matplotlib import pyplot, ticker  # noqa: E402  (the backend is chosen first)
 
+from benchmarks import sweeps as sweep_jobs  # noqa: E402
 from benchmarks.compare import SHERL  # noqa: E402
 from benchmarks.report import MEBIBYTE, fastest, target_score  # noqa: E402
+from benchmarks.sides import BFLOAT16, FIRST_ROW  # noqa: E402
 
 # Colours that stay apart for colour-blind readers; a peer has the same one in every picture.
-COLOURS = {SHERL: "#D55E00", "PyTorch": "#0072B2", "PyTorch, first row": "#56B4E9", "PyTorch compiled": "#009E73",
+COLOURS = {SHERL: "#D55E00", BFLOAT16: "#E69F00", "PyTorch": "#0072B2", "PyTorch, first row": "#56B4E9", "PyTorch compiled": "#009E73",
            "PyTorch bfloat16": "#CC79A7", "JAX jit": "#555555"}
 AXIS_LABELS = {"batch": "samples in a batch", "tokens": "tokens of a sample", "taps": "taps",
                "hidden": "hidden channels", "threads": "threads"}
 
 
 def colour(name):
-    """Colour of a side; versions that compute only the first row share that of their peer."""
-    return COLOURS.get(name) or COLOURS[name.removesuffix(", first row")]
+    """Colour of a side; versions that compute only the first row share that of their peer where they have none."""
+    return COLOURS.get(name) or COLOURS[name.removesuffix(FIRST_ROW)]
 
 
 def finish(figure, axes, path):
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def legend(axes, columns):
+    """A legend below, where it hides no line."""
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
 
 
 def steps(cases, path):
@@ -38,16 +48,17 @@ def steps(cases, path):
         for name in (name for name in names if name in timings):
             labels.append(name)
             values.append(timings[name].ratio(timings[SHERL]))
-            colours.append(colour(name))
+            colours.append((colour(name), 0.55 if name.endswith(FIRST_ROW) else 1))
             places.append(place)
             place += 1
         middles.append((start + place - 1) / 2)
         place += 1
-    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.24 * place))
+    figure, axes = pyplot.subplots(figsize=(8, 1.3 + 0.22 * place))
     axes.barh(places, values, height=0.85, color=colours)
     axes.axvline(1, color=COLOURS[SHERL], linewidth=1.5)
     for label, value, where in zip(labels, values, places):
-        axes.text(value, where, f" {value:.1f}  {label}", va="center", fontsize=8)
+        axes.text(max(value, 1), where, f" {value:.1f}  {label}", va="center", fontsize=8)
+    axes.margins(y=0.01)
     axes.set_yticks(middles, [case.title for case in cases])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
@@ -62,8 +73,9 @@ def rate(cases, path):
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.35 * len(cases)))
     shares = [100 * case.outcome.share for case in cases]
     axes.barh([case.title for case in cases], shares, color=COLOURS[SHERL])
-    for place, share in enumerate(shares):
-        axes.text(share, place, f" {share:.0f} %", va="center")
+    for place, (share, case) in enumerate(zip(shares, cases)):
+        axes.text(share, place, f"{share:.0f} %, {case.outcome.roofline:.2f} times the roofline ", va="center", ha="right",
+                  color="white")
     axes.axvline(100, color="#555555", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlim(0, max(112, 1.1 * max(shares)))
@@ -85,7 +97,7 @@ def time_against(axis, cases, path):
     axes.set_xlabel(AXIS_LABELS[axis])
     axes.set_ylabel("time of a step, ms")
     axes.set_title(f"One training step against {AXIS_LABELS[axis]}")
-    axes.legend(frameon=False)
+    legend(axes, 3)
     finish(figure, axes, path)
 
 
@@ -113,8 +125,34 @@ def memory(cases, path):
     axes.set_xlabel(AXIS_LABELS["batch"])
     axes.set_ylabel("peak above inputs and weights, MiB")
     axes.set_title("Memory that training takes against the batch")
-    axes.legend(frameon=False)
+    legend(axes, 3)
     finish(figure, axes, path)
+
+
+def sweeps(cases, path):
+    """Time of several networks as multiples of one, one panel a case."""
+    figure, panels = pyplot.subplots(1, len(cases), figsize=(1 + 3.6 * len(cases), 4), sharey=True, squeeze=False)
+    for case, axes in zip(cases, panels[0]):
+        counts = [count for kind, count in case.timings if kind == sweep_jobs.SWEEP]
+        lines = {
+            "fits, from features": ("#0072B2", "-", lambda count: sweep_jobs.from_features(
+                case.timings, count, sweep_jobs.FITS)),
+            "sweep, from features": (COLOURS[SHERL], "-", lambda count: sweep_jobs.from_features(case.timings, count)),
+            "sweep, from text": (COLOURS[SHERL], "--", lambda count: sweep_jobs.from_text(case.timings, count)),
+        }
+        for name, (hue, style, values) in lines.items():
+            axes.plot(counts, [statistics.median(values(count)) for count in counts], marker="o", color=hue,
+                      linestyle=style, label=name)
+        axes.set_xticks(counts, map(str, counts))
+        axes.set_xlabel("networks")
+        axes.set_title(f"lengths of {case.title}", fontsize=10)
+        axes.grid(axis="y", color="#DDDDDD")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("time as multiples of one network's")
+    panels[0][0].set_ylim(bottom=0)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    figure.set_layout_engine("constrained")
+    finish(figure, panels[0][0], path)
 
 
 def fine_tuning(tuning, path):
@@ -130,7 +168,7 @@ def fine_tuning(tuning, path):
     axes.set_xlabel("time since the start, backbone included, s")
     axes.set_ylabel("dev accuracy, %")
     axes.set_title(f"Fine-tuning MiniLM on {tuning.task.name} (a point an epoch)")
-    axes.legend(frameon=False)
+    legend(axes, 2)
     axes.grid(axis="y", color="#DDDDDD")
     finish(figure, axes, path)
 
@@ -143,4 +181,5 @@ def draw(results, folder):
     for axis, cases in results.axes.items():
         time_against(axis, cases, folder / f"time_{axis}.png")
     memory(results.memory, folder / "memory.png")
+    sweeps(results.sweeps, folder / "sweeps.png")
     fine_tuning(results.fine_tuning, folder / "fine_tuning.png")

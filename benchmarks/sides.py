@@ -16,13 +16,15 @@ from benchmarks.problem import draw
 EPS = 1e-8
 LEARNING_RATE = 1e-4
 TILE_ROWS = 512  # rows of the products by which the machine's rate is told; those of a large tile of sherl
+FIRST_ROW = ", first row"  # ends the labels of peers whose late layer computes the row alone that the head reads
+BFLOAT16 = "sherl bfloat16"
 PRODUCTS = 8  # products of each thread in one step of `Products`
 
 
 class Sherl:
-    """The network in sherl, through its public API."""
+    """The network in sherl, through its public API; ``late_dtype`` is that of its late route."""
 
-    def __init__(self, problem):
+    def __init__(self, problem, late_dtype="float32"):
         import sherl
 
         sherl.set_num_threads(problem.threads)
@@ -33,7 +35,7 @@ class Sherl:
                              guidance="token", up_norm="layernorm", eps=EPS),
             late=[sherl.TransformerLayer.from_bert(problem.layer_weights(), heads=problem.heads)],
             head=sherl.Classifier(features=problem.features, classes=problem.classes, pool=problem.head),
-            seed=problem.seed)
+            seed=problem.seed, late_dtype=late_dtype)
         shapes = {name: value.shape for name, value in self.network.state_dict().items()}
         self.network.load_state_dict({name: draw(name, shape, problem.seed) for name, shape in shapes.items()})
         self.stepper = self.network.stepper(optimizer="adamw", learning_rate=LEARNING_RATE)
@@ -175,23 +177,26 @@ class Peer:
     worst_tolerance: float = 1e-3
 
 
+# bfloat16 has eight bits: its gradients are close as a whole, while a small one may drown in rounding.
+BFLOAT16_TOLERANCES = (0.05, 0.2, float("inf"))
+
+
 def eager(problem):
     """Peers in eager PyTorch by label."""
-    chosen = {"PyTorch": Peer(Torch)}
-    if problem.head == "first":
-        chosen["PyTorch, first row"] = Peer(Torch, (True,))
-    return chosen
+    return both_forms(problem, {"PyTorch": lambda needed: Peer(Torch, (needed,))})
 
 
 def everyone(problem):
-    """All peers by label; where the head reads the first row, those that are not plain PyTorch compute only that."""
-    needed = problem.head == "first"
-    suffix = ", first row" if needed else ""
-    # bfloat16 has eight bits: its gradients are close as a whole, while a small one may drown in rounding.
-    return eager(problem) | {
-        "PyTorch compiled" + suffix: Peer(Torch, (needed, True)),
-        "PyTorch bfloat16" + suffix: Peer(Torch, (needed, False, True), 0.05, 0.2, float("inf")),
-        "JAX jit" + suffix: Peer(Jax, (needed,)),
-    }
+    """All peers by label, and sherl with its late route in bfloat16."""
+    return {BFLOAT16: Peer(Sherl, ("bfloat16",), *BFLOAT16_TOLERANCES)} | both_forms(problem, {
+        "PyTorch": lambda needed: Peer(Torch, (needed,)),
+        "PyTorch compiled": lambda needed: Peer(Torch, (needed, True)),
+        "PyTorch bfloat16": lambda needed: Peer(Torch, (needed, False, True), *BFLOAT16_TOLERANCES),
+        "JAX jit": lambda needed: Peer(Jax, (needed,)),
+    })
 
 
+def both_forms(problem, makers):
+    """Each peer as a user writes it, and where the head reads the first row, also computing only that late."""
+    forms = {"": False} | ({FIRST_ROW: True} if problem.head == "first" else {})
+    return {name + suffix: make(needed) for name, make in makers.items() for suffix, needed in forms.items()}

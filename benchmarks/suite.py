@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from benchmarks import fine_tune, lengths, measure
+from benchmarks import fine_tune, lengths, measure, sweeps
 from benchmarks.compare import SHERL, compare, memory
 from benchmarks.problem import Problem
 from benchmarks.sides import Sherl, eager, everyone
@@ -23,14 +23,14 @@ class Plan:
 
     Attributes
     ----------
-    models : tuple of str
-        Whose steps are compared with all peers.
+    models : dict of str to int
+        Whose steps are compared with all peers, and in how many rounds.
     heads, tasks : tuple of str
         Rows that the head reads, and texts whose lengths are taken, each with each.
     tokens : int
         Of each sample there.
-    repeats, sweep_repeats : int
-        Rounds of each comparison.
+    text_repeats, axis_repeats : int
+        Rounds of each comparison on real lengths, and of each on an axis.
     base : Problem
         From which one size at a time is changed.
     axes : dict of str to tuple of int
@@ -38,20 +38,31 @@ class Plan:
     memory : Problem
         Whose batch is changed for peak memory.
     memory_batches : tuple of int
+    peer_batch : int
+        Up to which the peers' memory is measured too: theirs grows with it.
+    sweep : Problem
+        Of which networks are trained in sweeps, its batch being all samples; with the lengths of each task.
+    sweep_counts : dict of str to tuple of int
+        By head the networks of a sweep, 1 among them.
+    sweep_repeats : int
     train_rows, dev_rows, epochs, fine_tunings : int
         Of fine-tuning, and how often it is done.
     """
 
-    models: tuple
+    models: dict
     heads: tuple
     tasks: tuple
     tokens: int
-    repeats: int
-    sweep_repeats: int
+    text_repeats: int
+    axis_repeats: int
     base: Problem
     axes: dict
     memory: Problem
     memory_batches: tuple
+    peer_batch: int
+    sweep: Problem
+    sweep_counts: dict
+    sweep_repeats: int
     train_rows: int
     dev_rows: int
     epochs: int
@@ -59,23 +70,25 @@ class Plan:
 
 
 FULL = Plan(
-    models=tuple(MODELS), heads=tuple(HEAD_TITLES), tasks=tuple(TASK_TITLES), tokens=128, repeats=9,
-    sweep_repeats=7, base=BERT_BASE,
+    models={"MiniLM": 15, "BERT-base": 11, "BERT-large": 5}, heads=tuple(HEAD_TITLES), tasks=tuple(TASK_TITLES),
+    tokens=128, text_repeats=11, axis_repeats=5, base=BERT_BASE,
     axes={"batch": (8, 16, 32, 64), "tokens": (32, 64, 128, 256), "taps": (3, 6, 12, 24), "hidden": (24, 48, 96, 192),
           "threads": (1, 2)},
-    memory=dataclasses.replace(MINILM, tokens=64), memory_batches=(32, 64, 128, 256, 512, 1024),
+    memory=BERT_BASE, memory_batches=(32, 64, 128, 256, 512, 1024), peer_batch=128,
+    sweep=dataclasses.replace(MINILM, batch=128), sweep_counts={"first": (1, 2, 5, 10), "mean": (1, 10)}, sweep_repeats=4,
     train_rows=2000, dev_rows=872, epochs=4, fine_tunings=2)
 
 QUICK = Plan(
-    models=("MiniLM",), heads=("first",), tasks=("mrpc",), tokens=32, repeats=5, sweep_repeats=3,
+    models={"MiniLM": 5}, heads=("first",), tasks=("mrpc",), tokens=32, text_repeats=5, axis_repeats=3,
     base=dataclasses.replace(MINILM, tokens=64), axes={"batch": (8, 32)},
-    memory=dataclasses.replace(MINILM, tokens=32), memory_batches=(32, 128),
+    memory=dataclasses.replace(MINILM, tokens=32), memory_batches=(32, 128), peer_batch=32,
+    sweep=dataclasses.replace(MINILM, batch=64), sweep_counts={"first": (1, 3)}, sweep_repeats=2,
     train_rows=160, dev_rows=100, epochs=2, fine_tunings=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class StepCase:
-    """One comparison of a step: in which table it stands, what it is called, its sizes, its outcome."""
+    """One comparison of a step: what it is called, its sizes, its outcome."""
 
     title: str
     problem: Problem
@@ -89,6 +102,15 @@ class MemoryCase:
     problem: Problem
     growths: dict
     planned: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepCase:
+    """Jobs of `sweeps` at one head and the lengths of one task: a timing by what they do and their networks."""
+
+    title: str
+    problem: Problem
+    timings: dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +130,7 @@ class Results:
     texts: list
     axes: dict
     memory: list
+    sweeps: list
     fine_tuning: FineTuning
     seconds: float
 
@@ -131,26 +154,33 @@ def run(plan, glue=None, say=print):
     start = time.perf_counter()
     counts = lengths.shipped() if glue is None else lengths.counted(glue)
     models, texts = [], []
-    for name in plan.models:
+    for name, repeats in plan.models.items():
         for head in plan.heads:
             problem = dataclasses.replace(MODELS[name], head=head, tokens=plan.tokens)
-            models.append(step_case(f"{name}, {HEAD_TITLES[head]}", problem, everyone, plan.repeats, say, rate=True))
-    model = next(name for name, sizes in MODELS.items() if sizes.features == plan.base.features)
+            models.append(step_case(f"{name}, {HEAD_TITLES[head]}", problem, everyone, repeats, say, rate=True))
+    model = model_of(plan.base)
     for task in plan.tasks:
         for head in plan.heads:
             problem = dataclasses.replace(plan.base, head=head, lengths=lengths.drawn(counts[task], plan.base.batch))
             texts.append(step_case(f"{TASK_TITLES[task]}, {model}, {HEAD_TITLES[head]}", problem, eager,
-                                   plan.repeats, say, rate=True))
+                                   plan.text_repeats, say, rate=True))
     axes, done = {}, {}  # the sizes that are changed from lie on every axis, and are measured once
     for axis, values in plan.axes.items():
         problems = [dataclasses.replace(plan.base, **{axis: value}) for value in values]
         for problem, value in zip(problems, values):
             if problem not in done:
-                done[problem] = step_case(f"{axis} {value}", problem, eager, plan.sweep_repeats, say)
+                done[problem] = step_case(f"{axis} {value}", problem, eager, plan.axis_repeats, say)
         axes[axis] = [done[problem] for problem in problems]
-    peaks = [memory_case(dataclasses.replace(plan.memory, batch=batch), say) for batch in plan.memory_batches]
+    peaks = [memory_case(dataclasses.replace(plan.memory, batch=batch), batch <= plan.peer_batch, say)
+             for batch in plan.memory_batches]
+    swept = [sweep_case(plan, head, task, counts[task], say) for head in plan.sweep_counts for task in plan.tasks]
     tuned = fine_tunings(plan, glue, say)
-    return Results(models, texts, axes, peaks, tuned, time.perf_counter() - start)
+    return Results(models, texts, axes, peaks, swept, tuned, time.perf_counter() - start)
+
+
+def model_of(problem):
+    """Name of the model whose sizes a problem has."""
+    return next(name for name, sizes in MODELS.items() if sizes.features == problem.features)
 
 
 def step_case(title, problem, peers, repeats, say, rate=False):
@@ -158,16 +188,23 @@ def step_case(title, problem, peers, repeats, say, rate=False):
     return StepCase(title, problem, compare(problem, peers(problem), repeats, rate))
 
 
-def memory_case(problem, say):
+def memory_case(problem, with_peers, say):
     say(f"memory: batch {problem.batch}")
     with measure.Side(Sherl, problem) as side:
         growths, planned = {SHERL: side.growth(MEMORY_STEPS)}, side.call("planned_growth")
-    for name, peer in eager(problem).items():
+    for name, peer in (eager(problem) if with_peers else {}).items():
         try:
             growths[name] = memory(peer.build, problem, peer.arguments, MEMORY_STEPS)
         except measure.SideError:  # the steps above name the reason
             continue
     return MemoryCase(problem, growths, planned)
+
+
+def sweep_case(plan, head, task, counts, say):
+    title = f"{TASK_TITLES[task]}, {HEAD_TITLES[head]}"
+    say(f"sweeps: {title}")
+    problem = dataclasses.replace(plan.sweep, head=head, lengths=lengths.drawn(counts, plan.sweep.batch))
+    return SweepCase(title, problem, sweeps.run(problem, plan.sweep_counts[head], plan.sweep_repeats))
 
 
 def fine_tunings(plan, glue, say):

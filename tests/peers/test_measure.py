@@ -113,3 +113,10 @@ def test_bfloat16_peer_is_near():
     near_loss, near = sides.Torch(SMALL, autocast=True).loss_and_gradients()
     differs, overall, _, _ = compare.agreement((near_loss, near), (loss, gradients))
     assert differs < 0.05 and 1e-5 < overall < 0.2
+
+
+def test_machine_names_variables_that_change_speed(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    assert "OPENBLAS_CORETYPE=Haswell" in measure.machine()
+    monkeypatch.delenv("OPENBLAS_CORETYPE")
+    assert "OPENBLAS_CORETYPE" not in measure.machine()
