@@ -343,6 +343,51 @@ static PyObject *graph_select(GraphObject *self, PyObject *args, PyObject *keywo
     return graph_result(self, sherl_select(self->graph, x, positions));
 }
 
+static PyObject *graph_rank_encoding(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    size_t channels;
+    argument arguments[] = {handle_argument("x", &x), count_argument("channels", 1, &channels)};
+    if (!parse_arguments("rank_encoding", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_rank_encoding(self->graph, x, channels));
+}
+
+static PyObject *graph_sorted_pool(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x, scores;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("scores", &scores)};
+    if (!parse_arguments("sorted_pool", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_sorted_pool(self->graph, x, scores));
+}
+
+static PyObject *graph_l2_normalize(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    double eps = 0;
+    argument arguments[] = {handle_argument("x", &x), optional(real_argument("eps", &eps))};
+    if (!parse_arguments("l2_normalize", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_l2_normalize(self->graph, x, eps));
+}
+
+static PyObject *graph_amplify(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x;
+    sherl_parameter logarithm;
+    double initial = 1;
+    argument arguments[] = {handle_argument("x", &x), handle_argument("logarithm", &logarithm),
+                            optional(real_argument("initial", &initial))};
+    if (!parse_arguments("amplify", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    return graph_result(self, sherl_amplify(self->graph, x, logarithm, initial));
+}
+
+static PyObject *graph_concatenate(GraphObject *self, PyObject *args, PyObject *keywords) {
+    PyObject *sequence;
+    argument arguments[] = {object_argument("values", &sequence)};
+    if (!parse_arguments("concatenate", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    sherl_value *values;
+    size_t count;
+    if (!parse_handles("values", sequence, &values, &count)) return NULL;
+    sherl_value value = sherl_concatenate(self->graph, values, count);
+    PyMem_Free(values);
+    return graph_result(self, value);
+}
+
 static PyObject *graph_guidance(GraphObject *self, PyObject *args, PyObject *keywords) {
     PyObject *sequence;
     sherl_parameter weight, bias;
@@ -396,6 +441,24 @@ static PyObject *graph_squared_error(GraphObject *self, PyObject *args, PyObject
                             handle_argument("weights", &weights)};
     if (!parse_arguments("squared_error", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
     return graph_result(self, sherl_squared_error(self->graph, predictions, targets, weights));
+}
+
+static PyObject *graph_row_cross_entropy(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value logits, weights;
+    PyObject *sequence;
+    argument arguments[] = {handle_argument("logits", &logits), object_argument("target_rows", &sequence),
+                            handle_argument("weights", &weights)};
+    if (!parse_arguments("row_cross_entropy", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    sherl_value *targets;
+    size_t count, channels = sherl_graph_channels(self->graph, logits); /* 0: no such value, which the core will say */
+    if (!parse_handles("target_rows", sequence, &targets, &count)) return NULL;
+    sherl_value value = SHERL_NONE;
+    bool fits = channels == 0 || count == channels;
+    if (fits) value = sherl_row_cross_entropy(self->graph, logits, targets, weights);
+    PyMem_Free(targets);
+    if (fits) return graph_result(self, value);
+    return PyErr_Format(PyExc_ValueError, "target_rows must be %zu values, one a channel of the logits, not %zu", channels,
+                        count);
 }
 
 /* ---- Life -------------------------------------------------------------------------------------------------------- */
@@ -518,6 +581,14 @@ static PyMethodDef graph_methods[] = {
     METHOD("pool", graph_pool, "pool($self, x, pooling)\n--\n\nOne row a sample: its first, last, mean or maximum."),
     METHOD("select", graph_select,
            "select($self, x, positions)\n--\n\nOne row a sample: that of the number given, counted within the sample."),
+    METHOD("rank_encoding", graph_rank_encoding,
+           "rank_encoding($self, x, channels)\n--\n\nRows that tell their rank in the sample, from above and below."),
+    METHOD("sorted_pool", graph_sorted_pool,
+           "sorted_pool($self, x, scores)\n--\n\nOne row a sample: sorted values by the softmax of the scores."),
+    METHOD("l2_normalize", graph_l2_normalize,
+           "l2_normalize($self, x, eps=0.0)\n--\n\nx / (||x|| + eps), row by row."),
+    METHOD("amplify", graph_amplify, "amplify($self, x, logarithm, initial=1.0)\n--\n\ninitial exp(logarithm) x"),
+    METHOD("concatenate", graph_concatenate, "concatenate($self, values)\n--\n\nChannels side by side."),
     METHOD("guidance", graph_guidance,
            "guidance($self, features, weight, bias, eps, add_guide=True)\n--\n\n"
            "The anti-redundancy consolidation of shallow features by the last one."),
@@ -532,6 +603,9 @@ static PyMethodDef graph_methods[] = {
     METHOD("squared_error", graph_squared_error,
            "squared_error($self, predictions, targets, weights)\n--\n\n"
            "Mean over the channels, times the row's weight."),
+    METHOD("row_cross_entropy", graph_row_cross_entropy,
+           "row_cross_entropy($self, logits, target_rows, weights)\n--\n\n"
+           "Which row of its sample is meant, for each channel; the mean over those, times the sample's weight."),
     METHOD("mtsa", graph_mtsa,
            "mtsa($self, prefix, taps, last, *, hidden, out_features, down='layernorm', guidance='token', "
            "up_norm=False, eps=1e-08, down_norm_eps=1e-05, up_norm_eps=1e-12, dropout=0.0, "
@@ -546,9 +620,16 @@ static PyMethodDef graph_methods[] = {
            "bfloat16=False)\n--\n\n"
            "A transformer layer: frozen with the given weights, or trainable when they are None."),
     METHOD("head", graph_head,
-           "head($self, prefix, x, *, outputs, pooling='first', pooler=False, dropout=0.0, "
-           "positions=None)\n--\n\n"
-           "Pool each sample's rows and map them to the outputs."),
+           "head($self, prefix, x, *, outputs, pooling='first', pooler=False, dropout=0.0, positions=None, "
+           "each_row=False)\n--\n\n"
+           "Pool each sample's rows, or take every row, and map them to the outputs."),
+    METHOD("embedder", graph_embedder,
+           "embedder($self, prefix, x, *, outputs, pooling='mean', generalized=False, dropout=0.0, normalize=True, "
+           "eps=0.0, temperature=0.0)\n--\n\n"
+           "An embedding of each sample: a linear map, pooling, the norm, and with a temperature a learned scale."),
+    METHOD("detector", graph_detector,
+           "detector($self, prefix, x, *, classes, hidden, align=0, dropout=0.0)\n--\n\n"
+           "Class logits, a box and a normalized projection of every row, side by side."),
     METHOD("set_staged", graph_set_staged,
            "set_staged($self, staged)\n--\n\nWhether ops with one row a sample run once for a block of tiles."),
     METHOD("compile", graph_compile,

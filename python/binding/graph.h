@@ -17,5 +17,7 @@ bool parse_handles(const char *name, PyObject *object, uint32_t **handles, size_
 PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_head(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_embedder(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_detector(GraphObject *self, PyObject *args, PyObject *keywords);
 
 #endif

@@ -54,11 +54,53 @@ PyObject *graph_head(GraphObject *self, PyObject *args, PyObject *keywords) {
                             optional(choice_argument("pooling", pooling_names, &pooling)),
                             optional(flag_argument("pooler", &settings.pooler)),
                             optional(real_argument("dropout", &settings.dropout)),
-                            or_none(handle_argument("positions", &settings.positions))};
+                            or_none(handle_argument("positions", &settings.positions)),
+                            optional(flag_argument("each_row", &settings.each_row))};
     if (!parse_arguments("head", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
     settings.pooling = (sherl_pooling)pooling;
     core_lock(self->parameters->state);
     sherl_value value = sherl_head(self->graph, prefix, x, &settings);
+    core_unlock(self->parameters->state);
+    return graph_result(self, value);
+}
+
+PyObject *graph_embedder(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *prefix;
+    sherl_value x;
+    int pooling = SHERL_POOL_MEAN;
+    sherl_embedder_settings settings = {.normalize = true};
+    argument arguments[] = {text_argument("prefix", &prefix),
+                            handle_argument("x", &x),
+                            count_argument("outputs", 1, &settings.outputs),
+                            optional(choice_argument("pooling", pooling_names, &pooling)),
+                            optional(flag_argument("generalized", &settings.generalized)),
+                            optional(real_argument("dropout", &settings.dropout)),
+                            optional(flag_argument("normalize", &settings.normalize)),
+                            optional(real_argument("eps", &settings.eps)),
+                            optional(real_argument("temperature", &settings.temperature))};
+    if (!parse_arguments("embedder", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    settings.pooling = (sherl_pooling)pooling;
+    core_lock(self->parameters->state);
+    sherl_value value = sherl_embedder(self->graph, prefix, x, &settings);
+    core_unlock(self->parameters->state);
+    return graph_result(self, value);
+}
+
+PyObject *graph_detector(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *prefix;
+    sherl_value x;
+    sherl_detector_settings settings = {0};
+    uint64_t align = 0;
+    argument arguments[] = {text_argument("prefix", &prefix),
+                            handle_argument("x", &x),
+                            count_argument("classes", 2, &settings.classes),
+                            count_argument("hidden", 1, &settings.hidden),
+                            optional(counter_argument("align", &align)),
+                            optional(real_argument("dropout", &settings.dropout))};
+    if (!parse_arguments("detector", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    settings.align = (size_t)align;
+    core_lock(self->parameters->state);
+    sherl_value value = sherl_detector(self->graph, prefix, x, &settings);
     core_unlock(self->parameters->state);
     return graph_result(self, value);
 }

@@ -233,6 +233,17 @@ sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling)
 /* y[sample] = x[positions[sample]], counted from the sample's first row; positions: indices in SHERL_SAMPLES. A run with
  * a position that a sample does not have ends with SHERL_INDEX_OUT_OF_RANGE before its first step. */
 sherl_value sherl_select(sherl_graph *graph, sherl_value x, sherl_value positions);
+/* Rows that tell their rank k in a sample of n rows: sines and cosines of k w and (n - 1 - k) w at channels / 4
+ * frequencies w = 10000^(-4 f / channels); x gives the row space alone, and gets no gradient. */
+sherl_value sherl_rank_encoding(sherl_graph *graph, sherl_value x, size_t channels);
+/* One row a sample: sum_k softmax(scores)_k of the k-th largest value of each channel; scores: (rows, 1). */
+sherl_value sherl_sorted_pool(sherl_graph *graph, sherl_value x, sherl_value scores);
+/* y = x / (||x||_2 + eps), over the channels of each row; 0, without a gradient, where x is 0 */
+sherl_value sherl_l2_normalize(sherl_graph *graph, sherl_value x, double eps);
+/* y = initial exp(logarithm) x; logarithm: (1, 1) */
+sherl_value sherl_amplify(sherl_graph *graph, sherl_value x, sherl_parameter logarithm, double initial);
+/* The channels of values of one row space side by side. */
+sherl_value sherl_concatenate(sherl_graph *graph, const sherl_value *values, size_t count);
 /* The anti-redundancy consolidation of MTSA: sum_i a_i x_i over the shallow features x_0 … x_{count-2} with the guide
  * e = x_{count-1}, plus e itself when `add_guide`; weight: (1, hidden), bias: (1, 1). */
 sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,
@@ -249,6 +260,11 @@ sherl_value sherl_binary_cross_entropy(sherl_graph *graph, sherl_value logits, s
                                        sherl_value weights);
 sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets,
                                 sherl_value weights);
+/* One a sample: weights[sample] times the mean over the channels c of -log softmax(logits[., c])[target_rows[c]], the
+ * softmax over the rows of the sample. target_rows: for each channel of the logits indices of one a sample, counted from
+ * the sample's first row. */
+sherl_value sherl_row_cross_entropy(sherl_graph *graph, sherl_value logits, const sherl_value *target_rows,
+                                    sherl_value weights);
 
 /* ---- Blocks -------------------------------------------------------------------------------------------------------------
  * Each adds its parameters under `prefix` ("early.", "late.0.", "head.") and returns its output. */
@@ -334,10 +350,42 @@ typedef struct sherl_head_settings {
     bool pooler; /* tanh(W x + b) before the output map */
     double dropout;
     sherl_value positions; /* of SHERL_POOL_POSITION, which alone reads it: as for sherl_select */
+    bool each_row; /* no pooling: outputs for every row */
 } sherl_head_settings;
 
 /* Pools each sample's rows and maps them linearly to `outputs` channels. */
 sherl_value sherl_head(sherl_graph *graph, const char *prefix, sherl_value x, const sherl_head_settings *settings);
+
+/* One row a sample: the values of each channel sorted over the sample's rows and weighted by rank. The weights are the
+ * softmax over the ranks of "score" relu("hidden" rank encoding): (16, 32) and (1, 16), the second zero at first, which
+ * is the mean. */
+sherl_value sherl_generalized_pool(sherl_graph *graph, const char *prefix, sherl_value x);
+
+typedef struct sherl_embedder_settings {
+    size_t outputs;
+    sherl_pooling pooling;
+    bool generalized;    /* sherl_generalized_pool under "pool." instead of `pooling` */
+    double dropout;      /* before the linear map */
+    bool normalize;      /* divide by the l2 norm plus eps */
+    double eps;
+    double temperature;  /* 0: none; else the output is multiplied by exp("log_scale") / temperature */
+} sherl_embedder_settings;
+
+/* A linear map and pooling, then the norm and the scale. */
+sherl_value sherl_embedder(sherl_graph *graph, const char *prefix, sherl_value x,
+                           const sherl_embedder_settings *settings);
+
+typedef struct sherl_detector_settings {
+    size_t classes; /* logits, one for "nothing" included */
+    size_t hidden;  /* channels between the three maps of the box */
+    size_t align;   /* channels of a normalized projection for contrastive alignment, or 0 */
+    double dropout;
+} sherl_detector_settings;
+
+/* For every row logits ("classes"), a box (center x, center y, width, height: the sigmoid of three maps "box.0" to "box.2"
+ * with relu in between), and the projection ("align"), side by side. */
+sherl_value sherl_detector(sherl_graph *graph, const char *prefix, sherl_value x,
+                           const sherl_detector_settings *settings);
 
 /* ---- Program ------------------------------------------------------------------------------------------------------------- */
 

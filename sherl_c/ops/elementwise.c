@@ -1,4 +1,5 @@
-/* Ops that combine two values of one shape, or a value and a row: sum, product, scale, gated residual. */
+/* Ops that combine two values of one shape, or a value and a row: sum, product, scale, gated residual; a learned factor;
+ * channels side by side. */
 #include <math.h>
 #include <string.h>
 
@@ -143,4 +144,83 @@ static void gate_reads(const sherl_op *op, const bool *trainable, sherl_backward
 const sherl_op_type sherl_gate_type = {
     .name = "gate", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
     .forward = gate_forward, .backward = gate_backward, .backward_reads = gate_reads,
+};
+
+/* ---- Learned factor ------------------------------------------------------------------------------------------------- */
+
+static double factor_of(const sherl_op *op, const sherl_tile *tile) {
+    return op->settings.amplify.initial * exp((double)*sherl_op_parameter(op, tile, 0));
+}
+
+/* y = initial exp(logarithm) x; x, y: (rows, channels); logarithm: (1, 1) */
+static sherl_status amplify_forward(const sherl_op *op, const sherl_tile *tile) {
+    const sherl_real *x = sherl_tile_read(tile, op->inputs[0]), scale = (sherl_real)factor_of(op, tile);
+    sherl_real *y = sherl_tile_write(tile, op->output);
+    const size_t count = output_size(op, tile);
+    for (size_t i = 0; i < count; i++) y[i] = scale * x[i];
+    return SHERL_OK;
+}
+
+/* With s = initial exp(logarithm): dlogarithm += s sum(dy * x); dx (+)= s dy */
+static sherl_status amplify_backward(const sherl_op *op, const sherl_tile *tile) {
+    const sherl_real *dy = sherl_output_gradient(op, tile);
+    const double scale = factor_of(op, tile);
+    const size_t count = output_size(op, tile);
+    sherl_real *dlogarithm = sherl_op_parameter_gradient(op, tile, 0), *dx = sherl_input_gradient(op, tile, 0);
+    if (dlogarithm != NULL)
+        *dlogarithm +=
+            (sherl_real)(scale * (double)tile->kernels->dot(dy, sherl_tile_read(tile, op->inputs[0]), count));
+    if (dx == NULL) return SHERL_OK;
+    for (size_t i = 0; i < count; i++) {
+        const sherl_real gradient = (sherl_real)scale * dy[i];
+        dx[i] = op->accumulate[0] ? dx[i] + gradient : gradient;
+    }
+    return SHERL_OK;
+}
+
+static void amplify_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
+    (void)op;
+    reads->inputs[0] = trainable[0];
+}
+
+const sherl_op_type sherl_amplify_type = {
+    .name = "amplify", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
+    .forward = amplify_forward, .backward = amplify_backward, .backward_reads = amplify_reads,
+};
+
+/* ---- Channels side by side ----------------------------------------------------------------------------------------- */
+
+/* y = [x_0, x_1, …]; x_i: (rows, channels_i), y: (rows, sum of channels_i) */
+static sherl_status concatenate_forward(const sherl_op *op, const sherl_tile *tile) {
+    const size_t rows = sherl_tile_rows(tile, op->output), width = sherl_tile_channels(tile, op->output);
+    sherl_real *y = sherl_tile_write(tile, op->output);
+    for (uint32_t i = 0; i < op->input_count; i++) {
+        const size_t channels = sherl_tile_channels(tile, op->inputs[i]);
+        const sherl_real *x = sherl_tile_read(tile, op->inputs[i]);
+        for (size_t row = 0; row < rows; row++) memcpy(y + row * width, x + row * channels, channels * sizeof *y);
+        y += channels;
+    }
+    return SHERL_OK;
+}
+
+/* dx_i (+)= its channels of dy */
+static sherl_status concatenate_backward(const sherl_op *op, const sherl_tile *tile) {
+    const size_t rows = sherl_tile_rows(tile, op->output), width = sherl_tile_channels(tile, op->output);
+    const sherl_real *dy = sherl_output_gradient(op, tile);
+    for (uint32_t i = 0; i < op->input_count; i++) {
+        const size_t channels = sherl_tile_channels(tile, op->inputs[i]);
+        sherl_real *dx = sherl_input_gradient(op, tile, i);
+        for (size_t row = 0; row < rows && dx != NULL; row++) {
+            if (op->accumulate[i])
+                tile->kernels->accumulate(dy + row * width, dx + row * channels, channels);
+            else
+                memcpy(dx + row * channels, dy + row * width, channels * sizeof *dx);
+        }
+        dy += channels;
+    }
+    return SHERL_OK;
+}
+
+const sherl_op_type sherl_concatenate_type = {
+    .name = "concatenate", .rows = SHERL_ROW_WISE, .forward = concatenate_forward, .backward = concatenate_backward,
 };

@@ -167,3 +167,73 @@ const sherl_op_type sherl_squared_error_type = {.name = "squared_error",
                                                 .forward = squared_forward,
                                                 .backward = squared_backward,
                                                 .backward_reads = loss_backward_reads};
+
+/* ---- Cross-entropy over the rows of a sample: which of its rows is meant, for each channel of the logits. Inputs:
+ * x (rows, channels), the target row within the sample for each channel, (samples, 1) each, weights (samples, 1);
+ * y: (samples, 1). */
+
+/* log sum_r exp(x[r]) over the rows of one channel; x has a stride of `channels` */
+static double log_sum_rows(const sherl_real *x, size_t rows, size_t channels) {
+    double largest = (double)x[0], sum = 0;
+    for (size_t r = 1; r < rows; r++) largest = fmax(largest, (double)x[r * channels]);
+    for (size_t r = 0; r < rows; r++) sum += exp((double)x[r * channels] - largest);
+    return largest + log(sum);
+}
+
+/* y = weight sum_c (log sum_r exp(x[r][c]) - x[target_c][c]) / channels */
+static sherl_status row_cross_entropy_forward(const sherl_op *op, const sherl_tile *tile) {
+    const sherl_space space = tile->value_spaces[op->inputs[0]];
+    const size_t channels = sherl_tile_channels(tile, op->inputs[0]);
+    const sherl_real *x = sherl_tile_read(tile, op->inputs[0]);
+    const sherl_real *weights = sherl_tile_read(tile, op->inputs[channels + 1]);
+    sherl_real *y = sherl_tile_write(tile, op->output);
+    for (size_t sample = 0; sample < tile->samples; sample++) {
+        const size_t rows = sherl_tile_segment(tile, space, sample + 1) - sherl_tile_segment(tile, space, sample);
+        double loss = 0;
+        for (size_t c = 0; c < channels; c++) {
+            const int32_t target = sherl_tile_integers(tile, op->inputs[c + 1])[sample];
+            if (target < 0 || (size_t)target >= rows) return SHERL_INDEX_OUT_OF_RANGE;
+            loss += log_sum_rows(x + c, rows, channels) - (double)x[(size_t)target * channels + c];
+        }
+        y[sample] = weights[sample] * (sherl_real)(loss / (double)channels);
+        x += rows * channels;
+    }
+    return SHERL_OK;
+}
+
+/* dx[r][c] (+)= dy weight (softmax over rows(x)[r][c] - (r is target_c)) / channels */
+static sherl_status row_cross_entropy_backward(const sherl_op *op, const sherl_tile *tile) {
+    const sherl_space space = tile->value_spaces[op->inputs[0]];
+    const size_t channels = sherl_tile_channels(tile, op->inputs[0]);
+    const sherl_real *x = sherl_tile_read(tile, op->inputs[0]), *dy = sherl_output_gradient(op, tile);
+    const sherl_real *weights = sherl_tile_read(tile, op->inputs[channels + 1]);
+    sherl_real *dx = sherl_input_gradient(op, tile, 0);
+    if (dx == NULL) return SHERL_OK;
+    for (size_t sample = 0; sample < tile->samples; sample++) {
+        const size_t rows = sherl_tile_segment(tile, space, sample + 1) - sherl_tile_segment(tile, space, sample);
+        const double scale = (double)dy[sample] * (double)weights[sample] / (double)channels;
+        for (size_t c = 0; c < channels; c++) {
+            const size_t target = (size_t)sherl_tile_integers(tile, op->inputs[c + 1])[sample];
+            const double logsumexp = log_sum_rows(x + c, rows, channels);
+            for (size_t r = 0; r < rows; r++) {
+                const double share = exp((double)x[r * channels + c] - logsumexp);
+                const sherl_real gradient = (sherl_real)(scale * (share - (r == target ? 1 : 0)));
+                dx[r * channels + c] = op->accumulate[0] ? dx[r * channels + c] + gradient : gradient;
+            }
+        }
+        x += rows * channels;
+        dx += rows * channels;
+    }
+    return SHERL_OK;
+}
+
+static void row_cross_entropy_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
+    (void)trainable;
+    for (uint32_t i = 0; i < op->input_count; i++) reads->inputs[i] = true;
+}
+
+const sherl_op_type sherl_row_cross_entropy_type = {.name = "row_cross_entropy",
+                                                    .rows = SHERL_MIXES_ROWS,
+                                                    .forward = row_cross_entropy_forward,
+                                                    .backward = row_cross_entropy_backward,
+                                                    .backward_reads = row_cross_entropy_reads};

@@ -85,6 +85,7 @@ struct sherl_op {
         struct { size_t heads, dimensions; double theta; } rotary;
         struct { double eps; bool add_guide; } guidance;
         struct { double temperature; } gate;
+        struct { double initial; } amplify;
         struct { double label_smoothing; } cross_entropy;
     } settings;
 };
@@ -174,6 +175,10 @@ extern const sherl_op_type sherl_rotary_type;                                   
 extern const sherl_op_type sherl_attention_type;                                   /* attention.c */
 extern const sherl_op_type sherl_single_query_attention_type;                      /* single_query_attention.c */
 extern const sherl_op_type sherl_select_type, sherl_mean_type, sherl_max_type;     /* pooling.c */
+extern const sherl_op_type sherl_rank_encoding_type, sherl_sorted_pool_type;       /* generalized_pooling.c */
+extern const sherl_op_type sherl_l2_normalize_type;                                /* normalization.c */
+extern const sherl_op_type sherl_amplify_type, sherl_concatenate_type;             /* elementwise.c */
+extern const sherl_op_type sherl_row_cross_entropy_type;                           /* loss.c */
 extern const sherl_op_type sherl_guidance_type;                                    /* guidance.c */
 extern const sherl_op_type sherl_cross_entropy_type, sherl_binary_cross_entropy_type, sherl_squared_error_type; /* loss.c */
 

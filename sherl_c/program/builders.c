@@ -285,6 +285,64 @@ sherl_value sherl_select(sherl_graph *graph, sherl_value x, sherl_value position
                                                      .positions = given->input});
 }
 
+sherl_value sherl_rank_encoding(sherl_graph *graph, sherl_value x, size_t channels) {
+    if (!sherl_check_value(graph, "rank encoding", "x", x, false)) return SHERL_NONE;
+    if (channels == 0 || channels % 4 != 0)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "rank encoding: channels must be a multiple of 4, not %zu",
+                                channels);
+    sherl_op op = {.type = &sherl_rank_encoding_type, .input_count = 1, .inputs = {x}};
+    return sherl_graph_append(graph, &op, sherl_graph_value(graph, x)->space, channels, SHERL_SAMPLES, 0, false);
+}
+
+sherl_value sherl_sorted_pool(sherl_graph *graph, sherl_value x, sherl_value scores) {
+    if (!sherl_check_value(graph, "sorted pool", "x", x, false) ||
+        !sherl_check_value(graph, "sorted pool", "scores", scores, false) ||
+        !sherl_check_same_rows(graph, "sorted pool", x, scores) ||
+        !sherl_check_channels(graph, "sorted pool", "scores", scores, 1))
+        return SHERL_NONE;
+    sherl_value_info input = *sherl_graph_value(graph, x);
+    if (input.space == SHERL_SAMPLES)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "sorted pool: x has one row a sample already");
+    sherl_op op = {.type = &sherl_sorted_pool_type, .input_count = 2, .inputs = {x, scores}};
+    return sherl_graph_append(graph, &op, SHERL_SAMPLES, input.channels, input.space, input.channels, true);
+}
+
+sherl_value sherl_l2_normalize(sherl_graph *graph, sherl_value x, double eps) {
+    if (!sherl_check_value(graph, "l2 normalize", "x", x, false) ||
+        !sherl_check_number(graph, "l2 normalize", "eps", eps, 0, 1))
+        return SHERL_NONE;
+    sherl_op op = {.type = &sherl_l2_normalize_type, .input_count = 1, .inputs = {x}, .settings.norm = {.eps = eps}};
+    return append_like_input(graph, &op);
+}
+
+sherl_value sherl_amplify(sherl_graph *graph, sherl_value x, sherl_parameter logarithm, double initial) {
+    if (!sherl_check_value(graph, "amplify", "x", x, false) ||
+        !sherl_check_parameter(graph, "amplify", "logarithm", logarithm, 1, 1) ||
+        !sherl_check_number(graph, "amplify", "initial", initial, 1e-6, 1e6))
+        return SHERL_NONE;
+    sherl_op op = {.type = &sherl_amplify_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
+                   .parameters = {logarithm}, .settings.amplify = {.initial = initial}};
+    return append_like_input(graph, &op);
+}
+
+sherl_value sherl_concatenate(sherl_graph *graph, const sherl_value *values, size_t count) {
+    if (graph->status != SHERL_OK) return SHERL_NONE;
+    if (count < 1 || count > SHERL_MAX_INPUTS)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "concatenate: needs 1 to %d values, not %zu",
+                                SHERL_MAX_INPUTS, count);
+    sherl_op op = {.type = &sherl_concatenate_type, .input_count = (uint32_t)count};
+    size_t channels = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!sherl_check_value(graph, "concatenate", "a value", values[i], false) ||
+            !sherl_check_same_rows(graph, "concatenate", values[0], values[i]))
+            return SHERL_NONE;
+        if (!sherl_add_sizes(channels, sherl_graph_value(graph, values[i])->channels, &channels))
+            return sherl_graph_fail(graph, SHERL_SIZE_OVERFLOW, "concatenate: too many channels");
+        op.inputs[i] = values[i];
+    }
+    return sherl_graph_append(graph, &op, sherl_graph_value(graph, values[0])->space, channels, SHERL_SAMPLES, 0, false);
+}
+
 sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,
                            sherl_parameter bias, double eps, bool add_guide) {
     if (graph->status != SHERL_OK) return SHERL_NONE;
@@ -375,4 +433,28 @@ sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, she
                                 sherl_value weights) {
     sherl_op op = {.type = &sherl_squared_error_type, .input_count = 3, .inputs = {predictions, targets, weights}};
     return append_loss(graph, "squared error", &op, false);
+}
+
+sherl_value sherl_row_cross_entropy(sherl_graph *graph, sherl_value logits, const sherl_value *target_rows,
+                                    sherl_value weights) {
+    static const char name[] = "row cross-entropy";
+    if (!sherl_check_value(graph, name, "logits", logits, false) ||
+        !sherl_check_value(graph, name, "weights", weights, false) ||
+        !sherl_check_channels(graph, name, "weights", weights, 1) || !check_given(graph, name, "weights", weights))
+        return SHERL_NONE;
+    const size_t channels = sherl_graph_value(graph, logits)->channels;
+    if (channels + 2 > SHERL_MAX_INPUTS)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: logits must have at most %d channels, not %zu", name,
+                                SHERL_MAX_INPUTS - 2, channels);
+    sherl_op op = {.type = &sherl_row_cross_entropy_type, .input_count = (uint32_t)channels + 2, .inputs = {logits}};
+    op.inputs[channels + 1] = weights;
+    for (size_t c = 0; c < channels; c++) {
+        if (!sherl_check_value(graph, name, "target rows", target_rows[c], true) ||
+            !sherl_check_same_rows(graph, name, weights, target_rows[c]))
+            return SHERL_NONE;
+        op.inputs[c + 1] = target_rows[c];
+    }
+    if (sherl_graph_value(graph, weights)->space != SHERL_SAMPLES)
+        return sherl_graph_fail(graph, SHERL_SHAPE_MISMATCH, "%s: weights must have one row a sample", name);
+    return sherl_graph_append(graph, &op, SHERL_SAMPLES, 1, SHERL_SAMPLES, 0, false);
 }
