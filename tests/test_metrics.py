@@ -14,9 +14,12 @@ from sherl.training.metrics import (
     TASK_METRICS,
     accuracy,
     default_metrics,
+    exact_match,
     f1,
     matthews_correlation,
     pearson,
+    retrieval,
+    span_f1,
     spearman,
 )
 
@@ -128,7 +131,7 @@ def test_integer_and_float32_values_are_widened():
     same(pearson(large, np.array([0, 1, 3], dtype=np.float32)), 1.0)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", sorted(set(METRICS) - set(TASK_METRICS["spans"])))
 def test_bad_input_is_named(name):
     with pytest.raises(ValueError, match=r"predictions must have shape \(samples,\) .* got \(0,\)"):
         METRICS[name]([], [])
@@ -151,5 +154,64 @@ def test_default_metrics():
     assert default_metrics("regression") == ("pearson", "spearman")
     for task, suitable in TASK_METRICS.items():
         assert set(default_metrics(task)) <= set(suitable) <= set(METRICS)
-    with pytest.raises(ValueError, match="task must be 'classification' or 'regression', got 'ranking'"):
+    with pytest.raises(ValueError, match="task must be 'classification', 'regression' or 'spans', got 'ranking'"):
         default_metrics("ranking")
+
+
+SPANS = [[0, 3], [2, 2], [5, 6], [1, 1]], [[0, 3], [2, 5], [0, 4], [0, 9]]
+
+
+def test_spans():
+    assert exact_match(*SPANS) == 0.25
+    assert span_f1(*SPANS) == pytest.approx((1 + 2 / 5 + 0 + 2 / 11) / 4)
+
+
+@pytest.mark.parametrize("name", TASK_METRICS["spans"])
+def test_bad_spans_are_named(name):
+    with pytest.raises(ValueError, match=r"predictions must have shape \(samples, 2\) .* got \(2,\)"):
+        METRICS[name]([0, 1], [[0, 1]])
+    with pytest.raises(TypeError, match="targets must hold integer row numbers, got dtype float64"):
+        METRICS[name]([[0, 1]], [[0, 1.5]])
+    with pytest.raises(ValueError, match="targets must not end before they begin"):
+        METRICS[name]([[0, 1]], [[1, 0]])
+    with pytest.raises(ValueError, match="equally many, got 1 and 2"):
+        METRICS[name]([[0, 1]], [[0, 1], [1, 1]])
+
+
+def ranks(similarity, pairs):
+    """For each row the place of its best match when others that are equally near come first."""
+    found = []
+    for row, values in enumerate(similarity):
+        matches = [b for a, b in pairs if a == row]
+        if matches:
+            order = sorted(range(len(values)), key=lambda b: (-values[b], b in matches))
+            found.append(1 + min(order.index(b) for b in matches))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_retrieval(seed):
+    generator = np.random.default_rng(seed)
+    similarity = generator.integers(0, 12, (14, 30)).astype(np.float32)
+    pairs = np.unique(np.stack([generator.integers(0, 13, 25), generator.integers(0, 30, 25)], axis=1), axis=0)
+    scores = retrieval(similarity, pairs)
+    expected = {"a_to_b": ranks(similarity, pairs), "b_to_a": ranks(similarity.T, pairs[:, ::-1])}
+    for name, found in expected.items():
+        for count in (1, 5, 10):
+            assert scores[f"{name}_r{count}"] == pytest.approx(100 * np.mean(found <= count))
+        assert scores[f"{name}_median_rank"] == np.median(found)
+    assert scores["rsum"] == pytest.approx(sum(scores[f"{name}_r{count}"] for name in expected for count in (1, 5, 10)))
+
+
+def test_retrieval_of_aligned_rows_and_bad_input():
+    scores = retrieval(np.array([[3, 1, 2], [5, 4, 0], [0, 0, 9]]))
+    assert scores["a_to_b_r1"] == pytest.approx(200 / 3)
+    assert scores["a_to_b_r5"] == 100
+    assert scores["b_to_a_r1"] == pytest.approx(200 / 3)
+    assert scores["a_to_b_median_rank"] == 1
+    with pytest.raises(ValueError, match="pairs must be given where the two kinds are not equally many, got 2 and 3"):
+        retrieval(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="pairs must be numbers below 2 and 3"):
+        retrieval(np.ones((2, 3)), [[0, 3]])
+    with pytest.raises(ValueError, match="must not hold nan"):
+        retrieval([[np.nan]])

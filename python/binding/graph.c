@@ -91,6 +91,15 @@ static PyObject *graph_space(GraphObject *self, PyObject *args, PyObject *keywor
     return graph_result(self, space);
 }
 
+static PyObject *graph_value_space(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value value;
+    argument arguments[] = {handle_argument("value", &value)};
+    if (!parse_arguments("value_space", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    sherl_space space = sherl_graph_value_space(self->graph, value);
+    if (space != SHERL_NONE) return PyLong_FromUnsignedLong(space);
+    return PyErr_Format(PyExc_ValueError, "value %u is not one of this graph", value);
+}
+
 static PyObject *graph_input(GraphObject *self, PyObject *args, PyObject *keywords) {
     const char *name;
     declared_rows rows = {0};
@@ -546,6 +555,7 @@ static void graph_dealloc(GraphObject *self) {
 static PyMethodDef graph_methods[] = {
     METHOD("space", graph_space,
            "space($self, name)\n--\n\nA row space whose segment lengths are given with each batch."),
+    METHOD("value_space", graph_value_space, "value_space($self, value)\n--\n\nThe row space of a value."),
     METHOD("input", graph_input,
            "input($self, name, space, channels, needs_gradient=False)\n--\n\nRows of reals, bound by order."),
     METHOD("indices", graph_indices, "indices($self, name, space)\n--\n\nRows of one integer, bound by order."),

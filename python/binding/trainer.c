@@ -41,14 +41,40 @@ static PyObject *trainer_accumulate(TrainerObject *self, PyObject *args, PyObjec
     Py_RETURN_NONE;
 }
 
-static PyObject *trainer_update(TrainerObject *self, PyObject *Py_UNUSED(ignored)) {
+static PyObject *trainer_update(TrainerObject *self, PyObject *args, PyObject *keywords) {
+    PyObject *other = NULL;
+    argument arguments[] = {or_none(object_argument("other", &other))};
+    if (!parse_arguments("update", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    if (other && !Py_IS_TYPE(other, Py_TYPE(self)))
+        return PyErr_Format(PyExc_TypeError, "other must be a Trainer of this module, not %.100s", Py_TYPE(other)->tp_name);
+    sherl_trainer *trainers[] = {self->trainer, other ? ((TrainerObject *)other)->trainer : NULL};
+    if (other && ((TrainerObject *)other)->program == self->program)
+        return PyErr_Format(PyExc_ValueError, "other must train another program");
+    if (other && ((TrainerObject *)other)->settings.clip_norm != self->settings.clip_norm)
+        return PyErr_Format(PyExc_ValueError, "other must have the same clip_norm");
     double norm;
     PyThreadState *thread = core_enter(state_of(self));
-    sherl_status status = sherl_trainer_update(self->trainer, &norm);
+    sherl_status status = sherl_trainer_update_together(trainers, other ? 2 : 1, &norm);
     core_leave(state_of(self), thread);
     if (status == SHERL_INVALID_ARGUMENT)
         return PyErr_Format(PyExc_ValueError, "update: no gradient is waiting; accumulate must come first");
     return status ? raise_status(status, "update") : PyFloat_FromDouble(norm);
+}
+
+static PyObject *trainer_set_factors(TrainerObject *self, PyObject *args, PyObject *keywords) {
+    const char *name;
+    double learning_rate = 1, weight_decay = 1;
+    argument arguments[] = {text_argument("name", &name), optional(real_argument("learning_rate", &learning_rate)),
+                            optional(real_argument("weight_decay", &weight_decay))};
+    if (!parse_arguments("set_factors", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    sherl_parameter parameter = parameters_find(self->program->parameters, name);
+    if (parameter == SHERL_NONE) return NULL;
+    core_lock(state_of(self));
+    sherl_status status = sherl_trainer_set_factors(self->trainer, parameter, learning_rate, weight_decay);
+    core_unlock(state_of(self));
+    if (!status) Py_RETURN_NONE;
+    return PyErr_Format(PyExc_ValueError, "set_factors: %s must be trained here, and its factors finite and 0 or more",
+                        name);
 }
 
 static PyObject *trainer_discard(TrainerObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -253,8 +279,12 @@ static PyMethodDef trainer_methods[] = {
     METHOD("accumulate", trainer_accumulate,
            "accumulate($self, samples, offsets, inputs, *, cotangents=None, seed=0, step=0)\n--\n\n"
            "Add the gradient of a batch to those waiting; return its loss, or None when the graph has none."),
-    {"update", (PyCFunction)trainer_update, METH_NOARGS,
-     "update($self)\n--\n\nApply the waiting gradients as one step; return their norm before clipping."},
+    METHOD("update", trainer_update,
+           "update($self, other=None)\n--\n\n"
+           "Apply the waiting gradients as one step, together with another trainer's; return their norm before clipping."),
+    METHOD("set_factors", trainer_set_factors,
+           "set_factors($self, name, learning_rate=1.0, weight_decay=1.0)\n--\n\n"
+           "Multiply learning rate and weight decay of a parameter."),
     {"discard", (PyCFunction)trainer_discard, METH_NOARGS, "discard($self)\n--\n\nForget the waiting gradients."},
     {"adopt", (PyCFunction)trainer_adopt, METH_NOARGS,
      "adopt($self)\n--\n\nTake the gradients of the program's last run as those that wait."},

@@ -2,7 +2,17 @@
 
 from . import _core, losses
 from .backbones import load_backbone
-from .blocks import MTSA, Classifier, Regressor, T5Block, TransformerLayer
+from .blocks import (
+    MTSA,
+    Classifier,
+    Detector,
+    Embedding,
+    Regressor,
+    SpanPredictor,
+    T5Block,
+    TokenClassifier,
+    TransformerLayer,
+)
 from .configuration import get_num_threads, set_num_threads, show_config
 from .features import Features
 from .network import SideNetwork
@@ -15,13 +25,17 @@ __all__ = [
     "MTSA",
     "Callback",
     "Classifier",
+    "Detector",
+    "Embedding",
     "Features",
     "History",
     "Regressor",
     "SideNetwork",
+    "SpanPredictor",
     "StopTraining",
     "SweepResult",
     "T5Block",
+    "TokenClassifier",
     "TransformerLayer",
     "get_num_threads",
     "grid",

@@ -510,6 +510,13 @@ sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch 
 /* Clips and applies the waiting gradients as one step; *gradient_norm gets their norm before clipping. With none waiting
  * SHERL_INVALID_ARGUMENT; with one that is not finite SHERL_NOT_FINITE, and they are forgotten and nothing changes. */
 sherl_status sherl_trainer_update(sherl_trainer *trainer, double *gradient_norm);
+/* The same for several trainers, each of a program of its own in one context, whose gradients are clipped by the norm of
+ * all of them together: all take the step, or none. Their clip_norm must agree. */
+sherl_status sherl_trainer_update_together(sherl_trainer *const *trainers, size_t count, double *gradient_norm);
+/* Multiplies learning rate and weight decay of a parameter that the trainer moves, from the next step on; both are 1 at
+ * first. SHERL_INVALID_ARGUMENT for another parameter, and for factors below 0 or not finite. */
+sherl_status sherl_trainer_set_factors(sherl_trainer *trainer, sherl_parameter parameter, double learning_rate,
+                                       double weight_decay);
 void sherl_trainer_discard(sherl_trainer *trainer); /* forgets the waiting gradients */
 /* Takes the gradients of the program's last run as those that wait: one run serves several trainers, each of its own
  * parameters. */

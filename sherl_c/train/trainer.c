@@ -10,7 +10,7 @@
 typedef struct chunk {
     sherl_parameter parameter;
     size_t start, count;
-    double weight_decay;
+    double weight_decay, learning_rate_factor, weight_decay_factor;
     double squares; /* sum over the gradient */
 } chunk;
 
@@ -97,7 +97,8 @@ static sherl_status make_chunks(sherl_trainer *trainer, const bool *no_decay) {
         double decay = no_decay && no_decay[p] ? 0 : trainer->settings.weight_decay;
         for (size_t start = 0; start < size; start += CHUNK_REALS) {
             size_t length = size - start < CHUNK_REALS ? size - start : CHUNK_REALS;
-            *next++ = (chunk){.parameter = p, .start = start, .count = length, .weight_decay = decay};
+            *next++ = (chunk){.parameter = p, .start = start, .count = length, .weight_decay = decay,
+                              .learning_rate_factor = 1, .weight_decay_factor = 1};
         }
     }
     return SHERL_OK;
@@ -174,40 +175,72 @@ static void move_weights(void *state, size_t task, size_t worker) {
     const sherl_kernels *kernels = sherl_program_context(trainer->program)->kernels;
     const chunk *piece = &trainer->chunks[task];
     size_t offset = trainer->offsets[piece->parameter] + piece->start;
+    double learning_rate = update->learning_rate * piece->learning_rate_factor;
+    double weight_decay = piece->weight_decay * piece->weight_decay_factor;
     sherl_real *weights =
         sherl_parameters_mutable_data(sherl_program_parameters(trainer->program), piece->parameter) + piece->start;
     sherl_real *moments[2];
     for (int i = 0; i < 2; i++) moments[i] = trainer->moments[i] ? trainer->moments[i] + offset : NULL;
     if (settings->optimizer == SHERL_SGD) {
         kernels->sgd(weights, chunk_gradient(trainer, piece), moments[0], piece->count, update->gradient_scale,
-                     update->learning_rate, piece->weight_decay, settings->momentum);
+                     learning_rate, weight_decay, settings->momentum);
     } else {
         kernels->adam(weights, chunk_gradient(trainer, piece), moments[0], moments[1], piece->count,
-                      update->gradient_scale, update->learning_rate, piece->weight_decay, settings->beta1,
+                      update->gradient_scale, learning_rate, weight_decay, settings->beta1,
                       settings->beta2, settings->eps, update->correction1, update->correction2,
                       settings->optimizer == SHERL_ADAMW);
     }
 }
 
-sherl_status sherl_trainer_update(sherl_trainer *trainer, double *gradient_norm) {
-    bool held = trainer->waiting && trainer->program->lanes[0]; /* a released workspace takes gradients with it */
-    if (!held) return SHERL_INVALID_ARGUMENT;
-    trainer->waiting = false;
-    const sherl_training_settings *settings = &trainer->settings;
-    sherl_thread_pool *pool = sherl_program_context(trainer->program)->pool;
-    sherl_pool_run(pool, trainer->chunk_count, sum_squares, trainer);
+/* The sum of the squares of the waiting gradients. */
+static double waiting_squares(sherl_trainer *trainer) {
+    sherl_pool_run(sherl_program_context(trainer->program)->pool, trainer->chunk_count, sum_squares, trainer);
     double squares = 0;
     for (size_t i = 0; i < trainer->chunk_count; i++) squares += trainer->chunks[i].squares;
-    double norm = sqrt(squares);
-    if (!isfinite(norm)) return SHERL_NOT_FINITE;
+    return squares;
+}
 
-    double scale = settings->clip_norm > 0 ? fmin(1, settings->clip_norm / (norm + 1e-6)) : 1;
+/* Applies the waiting gradients times `scale`. */
+static void take_step(sherl_trainer *trainer, double scale) {
+    const sherl_training_settings *settings = &trainer->settings;
     double step = (double)trainer->steps + 1;
     weight_update update = {trainer, scale, sherl_learning_rate(settings, trainer->steps),
                             1 - pow(settings->beta1, step), 1 - pow(settings->beta2, step)};
-    sherl_pool_run(pool, trainer->chunk_count, move_weights, &update);
+    sherl_pool_run(sherl_program_context(trainer->program)->pool, trainer->chunk_count, move_weights, &update);
     trainer->steps++;
+}
+
+sherl_status sherl_trainer_update_together(sherl_trainer *const *trainers, size_t count, double *gradient_norm) {
+    double squares = 0;
+    bool held = count > 0;
+    for (size_t i = 0; i < count && held; i++) /* a released workspace takes gradients with it */
+        held = trainers[i]->waiting && trainers[i]->program->lanes[0] &&
+               trainers[i]->settings.clip_norm == trainers[0]->settings.clip_norm;
+    if (!held) return SHERL_INVALID_ARGUMENT;
+    for (size_t i = 0; i < count; i++) {
+        trainers[i]->waiting = false;
+        squares += waiting_squares(trainers[i]);
+    }
+    double norm = sqrt(squares), most = trainers[0]->settings.clip_norm;
+    if (!isfinite(norm)) return SHERL_NOT_FINITE;
+    for (size_t i = 0; i < count; i++) take_step(trainers[i], most > 0 ? fmin(1, most / (norm + 1e-6)) : 1);
     if (gradient_norm) *gradient_norm = norm;
+    return SHERL_OK;
+}
+
+sherl_status sherl_trainer_update(sherl_trainer *trainer, double *gradient_norm) {
+    return sherl_trainer_update_together(&trainer, 1, gradient_norm);
+}
+
+sherl_status sherl_trainer_set_factors(sherl_trainer *trainer, sherl_parameter parameter, double learning_rate,
+                                       double weight_decay) {
+    if (!is_trained(trainer, parameter) || !is_rate(learning_rate) || !is_rate(weight_decay))
+        return SHERL_INVALID_ARGUMENT;
+    for (size_t i = 0; i < trainer->chunk_count; i++) {
+        if (trainer->chunks[i].parameter != parameter) continue;
+        trainer->chunks[i].learning_rate_factor = learning_rate;
+        trainer->chunks[i].weight_decay_factor = weight_decay;
+    }
     return SHERL_OK;
 }
 

@@ -1,7 +1,11 @@
 """Blocks of side networks; each also works alone on NumPy arrays."""
 
+from .detector import Detector
+from .embedding import Embedding
 from .heads import Classifier, Regressor
 from .mtsa import MTSA
+from .row_heads import SpanPredictor, TokenClassifier
 from .transformer import T5Block, TransformerLayer
 
-__all__ = ["MTSA", "Classifier", "Regressor", "T5Block", "TransformerLayer"]
+__all__ = ["MTSA", "Classifier", "Detector", "Embedding", "Regressor", "SpanPredictor", "T5Block", "TokenClassifier",
+           "TransformerLayer"]

@@ -111,7 +111,10 @@ class Head(UnaryBlock):
 
     # What a network asks of its head. Labels come as read_labels gives them: one row a sample.
 
-    task = None  # "classification" or "regression"
+    task = None  # "classification", "regression" or "spans"
+    _has_loss = True
+    _needs_layout = False  # whether labels are read with the layout of the rows, and not with the number of samples alone
+    _loss_each_row = False  # whether the loss has one row for every row of the input, and not one a sample
 
     def _build_loss(self, graph, prefix, outputs):
         """Add the inputs "labels" and "weights" and the loss of the outputs to a graph."""
@@ -120,15 +123,38 @@ class Head(UnaryBlock):
     def _read_labels(self, labels, samples, name):
         raise NotImplementedError
 
+    def _columns(self, labels):
+        """Return the labels as the inputs that `_build_loss` declares before the weights."""
+        return [labels]
+
+    def _counts(self, labels):
+        """Return 1 where a row of labels counts, and 0 where its loss is left out."""
+        return np.ones(len(labels))
+
     def _shares(self, labels):
         """Return by what a row's loss counts in the mean, float64 of shape (samples,)."""
         return np.ones(len(labels))
 
     def _predicted(self, outputs):
-        raise NotImplementedError
+        raise TypeError(f"a network with a {type(self).__name__} has no predictions; use forward")
 
     def _probabilities(self, outputs):
         raise TypeError(f"a network with a {type(self).__name__} has no class probabilities; use predict")
+
+    # The same for outputs in the order of the rows, given back in the user's form.
+
+    def _arranged(self, outputs, layout):
+        return outputs if self._pooled else layout.matrix(outputs)
+
+    def _predict(self, outputs, layout):
+        return self._predicted(outputs)
+
+    def _chances(self, outputs, layout):
+        return self._probabilities(outputs)
+
+    def _rows_of(self, lengths):
+        """Return how many output rows each of the samples with so many rows has."""
+        return np.ones_like(lengths) if self._pooled else lengths
 
     def _scores(self, functions, outputs, labels):
         """Return the value of each metric function by name."""

@@ -7,6 +7,7 @@ from ..blocks.block import Rows, read_sample_rows
 from ..blocks.weights import trainable_names
 from ..checks import flag, seed_number
 from ..features.features import Features, as_features
+from ..features.layout import Layout
 from ..training import scoring
 from ..training.budget import read_budget
 from ..training.labelled import Labelled
@@ -39,10 +40,16 @@ class Inference:
         Returns
         -------
         numpy.ndarray of float32, shape (samples, classes or outputs)
+            Of a head with an output for every row (batch, tokens, outputs), or Features where `taps` are.
         """
+        return self.head._arranged(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype))
+
+    def _outputs(self, taps, mask, positions, batch_size, memory_budget, dtype):
+        """Return the outputs in the order of the rows, and the layout of these."""
         features = self._features(taps, mask, positions, dtype)
         with self._lock:
-            return scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
+            outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
+        return outputs, Layout(taps, mask, features)
 
     def predict(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
                 dtype=None):
@@ -57,10 +64,11 @@ class Inference:
         -------
         numpy.ndarray
             Of a classifier int64 (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
-            regressor float32 (samples,), or (samples, outputs) with several.
+            regressor float32 (samples,), or (samples, outputs) with several; of a token classifier int64 (batch, tokens)
+            with -100 where the mask is 0, or of Features a list of one array a sample; of a span predictor int64
+            (samples, 2).
         """
-        return self.head._predicted(self.forward(
-            taps, mask, positions=positions, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
+        return self.head._predict(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype))
 
     def predict_proba(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
                       dtype=None):
@@ -81,8 +89,7 @@ class Inference:
         TypeError
             Where the head is not a classifier.
         """
-        return self.head._probabilities(self.forward(
-            taps, mask, positions=positions, batch_size=batch_size, memory_budget=memory_budget, dtype=dtype))
+        return self.head._chances(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype))
 
     def evaluate(self, taps, labels, mask=None, *, positions=None, metrics=None, sample_weight=None,
                  batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
@@ -105,8 +112,8 @@ class Inference:
         dict of str to float
             ``"loss"`` and the metrics by name.
         """
-        functions = scoring.metric_functions(metrics, self.head.task)
         labelled = Labelled(self, taps, labels, mask, positions, sample_weight, dtype)
+        functions = scoring.metric_functions(metrics, self.head.task)
         with self._lock:
             return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget))
 
@@ -187,17 +194,22 @@ class Inference:
         input_gradients = [sink for _, sink in sinks]
         if sinks and rows.positions is not None:
             input_gradients.append(None)
-        cotangent = read_sample_rows(cotangent, rows.batch.samples, self.head.out_features)
-        output = np.empty((rows.batch.samples, self.head.out_features), _core.REAL)
+        if self.head._pooled:
+            cotangent = read_sample_rows(cotangent, rows.batch.samples, self.head.out_features), None
+            output = np.empty((rows.batch.samples, self.head.out_features), _core.REAL)
+            sink = output, None
+        else:
+            cotangent = rows.cotangent(cotangent, self.head.out_features, dtype)
+            output, sink = rows.sink(self.head.out_features)
         with self._lock:
             program = self._programs.output_gradient(flag(training, "training"), bool(taps_gradient))
             program.gradient(
-                rows.batch.samples, rows.batch.spaces, rows.sources(), [(output, None)],
-                cotangents=[(cotangent, None)], input_gradients=input_gradients or None, seed=seed_number(seed),
+                rows.batch.samples, rows.batch.spaces, rows.sources(), [sink], cotangents=[cotangent],
+                input_gradients=input_gradients or None, seed=seed_number(seed),
             )
             gradients = self._read_gradients(program)
         gradients.update({f"tap{number}": rows.given(matrix) for number, (matrix, _) in enumerate(sinks)})
-        return output, gradients
+        return output if self.head._pooled else rows.given(output), gradients
 
     def _features(self, taps, mask=None, positions=None, dtype=None):
         features = as_features(taps, mask, positions, channels=self.early.features, dtype=dtype)

@@ -78,7 +78,8 @@ def plan(network, batch_size, tokens, optimizer, memory_budget):
     batch_size = whole_number(batch_size, "batch_size", 1)
     tokens = whole_number(tokens, "tokens", 1)
     offsets = np.arange(batch_size + 1, dtype=np.int64) * tokens
-    program = network._programs.loss_gradient(True)
+    programs = network._programs
+    program = programs.loss_gradient(True) if network.head._has_loss else programs.output_gradient(True, False)
     report = program.memory(batch_size, [None, offsets])
     state = MOMENTS[optimizer] * (report["gradients"] // report["lanes"])
     budget = read_budget(memory_budget, state)

@@ -23,7 +23,7 @@ class Programs:
         self._early, self._late, self._head = early, late, head
         self._bfloat16 = bfloat16
         self.store = _core.Parameters()
-        self._graph(False, loss=True, output=True, taps_gradient=False)  # its parameters are now in the store
+        self._graph(False, loss=head._has_loss, output=True, taps_gradient=False)  # its parameters are now in the store
         self._compiled = {}
 
     def parts(self):

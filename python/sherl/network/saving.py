@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from .. import _core
-from ..blocks import MTSA, Classifier, Regressor, T5Block, TransformerLayer
+from ..blocks import (
+    MTSA,
+    Classifier,
+    Detector,
+    Embedding,
+    Regressor,
+    SpanPredictor,
+    T5Block,
+    TokenClassifier,
+    TransformerLayer,
+)
 from ..checks import write_files
 
 FORMAT = "sherl.SideNetwork"
@@ -15,7 +25,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 _EARLY = {"MTSA": MTSA}
 _LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block}
-_HEADS = {"Classifier": Classifier, "Regressor": Regressor}
+_HEADS = {kind.__name__: kind for kind in (Classifier, Detector, Embedding, Regressor, SpanPredictor, TokenClassifier)}
 
 
 def describe(network):

@@ -32,7 +32,7 @@ class SideNetwork(Inference):
         Its last tap is what the first late layer would have received in the backbone.
     late : sequence of TransformerLayer
         Any number of layers.
-    head : Classifier or Regressor
+    head : Classifier, Regressor, TokenClassifier, SpanPredictor, Embedding or Detector
     seed : int
         Of the first weights. Blocks that were used or loaded before keep their weights.
     late_dtype : {"float32", "bfloat16"}
@@ -52,7 +52,7 @@ class SideNetwork(Inference):
         if not isinstance(early, MTSA):
             raise TypeError(f"early must be an MTSA, got {type(early).__name__}")
         if not isinstance(head, Head):
-            raise TypeError(f"head must be a Classifier or a Regressor, got {type(head).__name__}")
+            raise TypeError(f"head must be a Classifier or a Regressor, or another head, got {type(head).__name__}")
         if isinstance(late, TransformerLayer) or not hasattr(late, "__iter__"):
             raise TypeError(f"late must be a sequence of layers, got {type(late).__name__}")
         self.early, self.late, self.head = early, list(late), head
@@ -122,7 +122,8 @@ class SideNetwork(Inference):
             Hidden states of the backbone. float32, float64, float16 or bfloat16.
         labels : array_like
             Of a classifier class numbers (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
-            regressor numbers (samples,), or (samples, outputs). With `loss` any array with one entry a sample.
+            regressor numbers (samples,), or (samples, outputs). Token classifiers and span predictors say themselves
+            what they take. With `loss` any array with one entry a sample.
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             With padded arrays: 1 where a row is meant; others are left out.
         positions : array_like of int, shape (batch,), optional
@@ -190,7 +191,8 @@ class SideNetwork(Inference):
             A loss of one's own in place of the head's (class weights and label smoothing included), which may compare
             the samples of a batch: ``loss(outputs, targets) -> (value, gradient)``. It gets the head's outputs, float32
             of shape (samples, outputs), and the labels of these samples as they were given; `gradient` is that of the
-            value with respect to the outputs. `sherl.losses` has some. Each batch is computed twice, to its
+            value with respect to the outputs. Where the head has an output for every row, `outputs` holds the rows of
+            the samples one after the other, and a third argument, `lengths`, how many each has. `sherl.losses` has some. Each batch is computed twice, to its
             outputs and then again with the backward part, and takes no more memory. With `accumulate` a step takes the
             mean over its batches, weighted by their samples; so does the validation loss, over batches of `batch_size`
             in order. Metrics are none unless asked for, and then read the labels as the head does. `sample_weight` is

@@ -11,7 +11,7 @@ from .callbacks import Callback, FitState, StopTraining
 from .checkpoint import read_checkpoint, write_checkpoint
 from .history import History
 from .interrupt import Interrupt
-from .labelled import Labelled
+from .labelled import Labelled, read_head_labels
 from .own_loss import loss_name
 from .progress import progress_bar
 from .scoring import BATCH_SIZE, metric_functions, own_scores_of, scores_of
@@ -36,7 +36,7 @@ class Fit:
         self.loss = loss
         self.metrics = metric_functions(() if metrics is None and loss is not None else metrics, network.head.task)
         if loss is not None and validation is not None and self.metrics:
-            network.head._read_labels(validation.labels, len(validation), "validation labels")
+            read_head_labels(network.head, validation.labels, validation.layout, "validation labels")
         self.patience = None if patience is None else whole_number(patience, "patience", 1)
         self.restore_best = patience is not None if restore_best is None else flag(restore_best, "restore_best")
         if validation is None and (monitor is not None or patience is not None or self.restore_best):
@@ -251,13 +251,13 @@ def monitor_name(monitor, metrics):
     return _PREFIX + chosen
 
 
-def read_validation(network, validation, dtype, own_loss=False):
+def read_validation(network, validation, dtype, own_loss=False, layout=None):
     """Return the labelled samples of a `validation` argument, or None."""
     if validation is None:
         return None
     check_validation(validation)
     try:
-        return Labelled(network, *validation, dtype=dtype, name="validation labels", own_loss=own_loss)
+        return Labelled(network, *validation, dtype=dtype, name="validation labels", own_loss=own_loss, layout=layout)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation: {error}") from error
 

@@ -5,6 +5,8 @@ import hashlib
 import numpy as np
 
 from .. import _core
+from ..features.layout import Layout
+from ..features.rows import offsets_of, select_rows
 from .own_loss import read_targets
 
 
@@ -14,26 +16,41 @@ class Labelled:
     Attributes
     ----------
     features : Features
-    labels : numpy.ndarray, shape (samples, 1 or outputs)
+    layout : Layout
+        Of the rows, as they were given.
+    labels : numpy.ndarray, shape (samples or rows, 1 or outputs)
         As the head reads them; with `own_loss` as given, one entry a sample.
     weights : numpy.ndarray of float64, shape (samples,)
         What a sample's loss is multiplied by; they are divided by the sum of `shares` over the batch.
     shares : numpy.ndarray of float64, shape (samples,)
-        What a sample adds to the divisor of the mean: its weight times that of its class.
+        What a sample adds to the divisor of the mean: its weight times that of its class, or the sum of these over its
+        rows that count.
     """
 
     def __init__(self, network, taps, labels, mask=None, positions=None, sample_weight=None, dtype=None, name="labels",
-                 own_loss=False):
+                 own_loss=False, layout=None):
         self._network = network
         self.features = network._features(taps, mask, positions, dtype)
+        self.layout = layout or Layout(taps, mask, self.features)
         self.weights = _sample_weights(sample_weight, len(self.features))
         if own_loss:
             if sample_weight is not None:
                 raise ValueError("sample_weight must be left out with loss; labels may hold weights for it")
             self.labels, self.shares = read_targets(labels, len(self.features), name), self.weights
             return
-        self.labels = network.head._read_labels(labels, len(self.features), name)
-        self.shares = self.weights * network.head._shares(self.labels)
+        head = network.head
+        if not head._has_loss:
+            raise ValueError(f"a network with the head {type(head).__name__} has no loss of its own: pass loss=")
+        self.labels = read_head_labels(head, labels, self.layout, name)
+        self._columns = head._columns(self.labels)
+        self._row_weights, self._row_offsets = self.weights, None
+        if not head._loss_each_row:
+            self.shares = self.weights * head._shares(self.labels)
+            return
+        self._row_offsets = offsets_of(self.features.lengths)
+        self._row_weights = np.repeat(self.weights, self.features.lengths) * head._counts(self.labels)
+        shares = self._row_weights * head._shares(self.labels)
+        self.shares = np.add.reduceat(shares, self._row_offsets[:-1])
 
     def __len__(self):
         return len(self.features)
@@ -74,11 +91,24 @@ class Labelled:
 
     def targets(self, index=None, total=None):
         """Return labels and weights of some samples as a program's inputs; the arguments are those of `batch`."""
-        weights = self.weights if index is None else self.weights[index]
+        rows = index
+        if self._row_offsets is not None and index is not None:
+            rows = select_rows(self._row_offsets, None, index).rows
+        weights = self._row_weights if rows is None else self._row_weights[rows]
         total = self.share(index) if total is None else total
         # Where every weight is zero, so is every loss, whatever it is divided by.
         scaled = (weights / (total or 1.0)).astype(_core.REAL).reshape(-1, 1)
-        return [(self.labels, index), (scaled, None)]
+        return [*((column, rows) for column in self._columns), (scaled, None)]
+
+
+def read_head_labels(head, labels, layout, name):
+    """Return labels as a head reads them."""
+    return head._read_labels(labels, layout if head._needs_layout else layout.samples, name)
+
+
+def score_outputs(head, functions, outputs, labels, layout):
+    """Return the value of each metric function by name."""
+    return head._scores(functions, outputs, labels, *([layout] if head._needs_layout else []))
 
 
 def _sample_weights(values, samples):

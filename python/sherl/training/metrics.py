@@ -7,9 +7,12 @@ __all__ = [
     "TASK_METRICS",
     "accuracy",
     "default_metrics",
+    "exact_match",
     "f1",
     "matthews_correlation",
     "pearson",
+    "retrieval",
+    "span_f1",
     "spearman",
 ]
 
@@ -121,11 +124,83 @@ def spearman(predictions, targets):
     return pearson(_ranks(predictions), _ranks(targets))
 
 
+def exact_match(predictions, targets):
+    """Share of spans that are predicted whole.
+
+    Parameters
+    ----------
+    predictions, targets : array_like of int, shape (samples, 2)
+        First and last row.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+    """
+    predictions, targets = _spans(predictions, targets)
+    return float(np.mean((predictions == targets).all(axis=1)))
+
+
+def span_f1(predictions, targets):
+    """Mean over the samples of the F1 score of the rows in a span: twice the rows in both, over the rows of both.
+
+    Parameters
+    ----------
+    predictions, targets : array_like of int, shape (samples, 2)
+        First and last row.
+
+    Returns
+    -------
+    float
+        Between 0 and 1.
+    """
+    predictions, targets = _spans(predictions, targets)
+    first, last = np.maximum(predictions[:, 0], targets[:, 0]), np.minimum(predictions[:, 1], targets[:, 1])
+    rows = np.diff(predictions, axis=1) + np.diff(targets, axis=1) + 2
+    return float(np.mean(2.0 * np.maximum(last - first + 1, 0) / rows[:, 0]))
+
+
+def retrieval(similarity, pairs=None):
+    """How well matches are found by similarity, in both directions.
+
+    Parameters
+    ----------
+    similarity : array_like of float, shape (a, b)
+        Of each item of one kind with each of the other; larger is nearer.
+    pairs : array_like of int, shape (pairs, 2), optional
+        Numbers (a, b) of the items that match; each item may be in several. Row i and column i match when None.
+
+    Returns
+    -------
+    dict of str to float
+        ``"a_to_b_r1"``, ``"a_to_b_r5"``, ``"a_to_b_r10"``: percentage of items of the first kind with a match among the 1, 5,
+        10 nearest of the other; ``"a_to_b_median_rank"``: the median over them of the best match's rank, from 1; the
+        same for ``"b_to_a"``; and ``"rsum"``, the sum of the six percentages. A match ranks behind all items that are not
+        matches and equally near. Items without a match are left out.
+    """
+    similarity = np.asarray(similarity)
+    if similarity.ndim != 2 or similarity.size == 0 or similarity.dtype.kind not in "biuf":
+        raise ValueError(f"similarity must be numbers of shape (a, b), got {similarity.dtype} of {similarity.shape}")
+    if np.isnan(similarity).any():
+        raise ValueError("similarity must not hold nan")
+    matches = _matches(pairs, similarity.shape)
+    scores = {}
+    for name, values, wanted in (("a_to_b", similarity, matches), ("b_to_a", similarity.T, matches.T)):
+        values, wanted = values[wanted.any(axis=1)], wanted[wanted.any(axis=1)]
+        best = np.where(wanted, values.astype(np.float64), -np.inf).max(axis=1, keepdims=True)
+        ranks = 1 + np.sum((values >= best) & ~wanted, axis=1)
+        scores.update({f"{name}_r{count}": 100 * float(np.mean(ranks <= count)) for count in (1, 5, 10)})
+        scores[f"{name}_median_rank"] = float(np.median(ranks))
+    return {**scores, "rsum": sum(value for name, value in scores.items() if not name.endswith("rank"))}
+
+
 METRICS = {
     "accuracy": accuracy,
+    "exact_match": exact_match,
     "f1": f1,
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
+    "span_f1": span_f1,
     "spearman": spearman,
 }
 """Metric functions of (predictions, targets) by name."""
@@ -133,10 +208,12 @@ METRICS = {
 TASK_METRICS = {
     "classification": ("accuracy", "f1", "matthews_correlation"),
     "regression": ("pearson", "spearman"),
+    "spans": ("exact_match", "span_f1"),
 }
 """Names of the metrics that suit each task."""
 
-_DEFAULTS = {"classification": ("accuracy", "f1"), "regression": ("pearson", "spearman")}
+_DEFAULTS = {"classification": ("accuracy", "f1"), "regression": ("pearson", "spearman"),
+             "spans": ("exact_match", "span_f1")}
 
 
 def default_metrics(task):
@@ -144,7 +221,7 @@ def default_metrics(task):
 
     Parameters
     ----------
-    task : {"classification", "regression"}
+    task : {"classification", "regression", "spans"}
 
     Returns
     -------
@@ -152,7 +229,7 @@ def default_metrics(task):
         Keys of `METRICS`; the first is the one to rank by.
     """
     if task not in _DEFAULTS:
-        raise ValueError(f"task must be 'classification' or 'regression', got {task!r}")
+        raise ValueError(f"task must be 'classification', 'regression' or 'spans', got {task!r}")
     return _DEFAULTS[task]
 
 
@@ -163,6 +240,37 @@ def _classes(predictions, targets):
 def _values(predictions, targets):
     predictions, targets = _paired(predictions, targets, "biuf", "numbers")
     return predictions.astype(np.float64), targets.astype(np.float64)
+
+
+def _spans(predictions, targets):
+    pair = np.asarray(predictions), np.asarray(targets)
+    for name, values in zip(("predictions", "targets"), pair):
+        if values.ndim != 2 or values.size == 0 or values.shape[1] != 2:
+            raise ValueError(f"{name} must have shape (samples, 2) with at least one sample, got {values.shape}")
+        if values.dtype.kind not in "iu":
+            raise TypeError(f"{name} must hold integer row numbers, got dtype {values.dtype}")
+        if (values[:, 0] > values[:, 1]).any():
+            raise ValueError(f"{name} must not end before they begin")
+    if len(pair[0]) != len(pair[1]):
+        raise ValueError(f"predictions and targets must be equally many, got {len(pair[0])} and {len(pair[1])}")
+    return pair[0].astype(np.int64), pair[1].astype(np.int64)
+
+
+def _matches(pairs, shape):
+    """Return which (row, column) are pairs, a bool array."""
+    matches = np.zeros(shape, bool)
+    if pairs is None:
+        if shape[0] != shape[1]:
+            raise ValueError(f"pairs must be given where the two kinds are not equally many, got {shape[0]} and {shape[1]}")
+        np.fill_diagonal(matches, True)
+        return matches
+    pairs = np.asarray(pairs)
+    if pairs.ndim != 2 or pairs.size == 0 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise ValueError(f"pairs must be whole numbers of shape (pairs, 2), got {pairs.dtype} of shape {pairs.shape}")
+    if (pairs < 0).any() or (pairs >= shape).any():
+        raise ValueError(f"pairs must be numbers below {shape[0]} and {shape[1]}, got {pairs.max(axis=0).tolist()}")
+    matches[pairs[:, 0], pairs[:, 1]] = True
+    return matches
 
 
 def _paired(predictions, targets, kinds, expected):

@@ -33,9 +33,12 @@ def read_targets(labels, samples, name):
     return array
 
 
-def loss_and_gradient(loss, outputs, targets):
-    """Return the value of a loss as a float and its gradient, checked, in the core's own type."""
-    answer = loss(outputs, targets)
+def loss_and_gradient(loss, outputs, targets, lengths=None):
+    """Return the value of a loss as a float and its gradient, checked, in the core's own type.
+
+    `lengths` are the output rows of each sample, where the head gives more than one.
+    """
+    answer = loss(outputs, targets) if lengths is None else loss(outputs, targets, lengths)
     if not isinstance(answer, tuple) or len(answer) != 2:
         raise TypeError(f"loss must return a tuple (loss, gradient), got {_described(answer)}")
     value, gradient = np.asarray(answer[0]), np.asarray(answer[1])

@@ -6,6 +6,8 @@ import numpy as np
 
 from .. import _core
 from ..checks import whole_number
+from ..features.rows import offsets_of
+from .labelled import read_head_labels, score_outputs
 from .metrics import METRICS, default_metrics
 from .own_loss import loss_and_gradient
 
@@ -20,39 +22,45 @@ def batches(samples, batch_size):
 
 
 def outputs_of(network, features, batch_size, budget=None):
-    """Return the outputs of the head, (samples, outputs)."""
-    outputs = np.empty((len(features), network.head.out_features), _core.REAL)
+    """Return the outputs of the head, (samples or rows, outputs)."""
+    offsets = offsets_of(network.head._rows_of(features.lengths))
+    outputs = np.empty((offsets[-1], network.head.out_features), _core.REAL)
     program = network._programs.output()
     with network._programs.bounded(program, budget, features):
         for index in batches(len(features), batch_size):
             batch = features.batch(index)
-            sink = outputs[index[0] : index[-1] + 1], None
+            sink = outputs[offsets[index[0]] : offsets[index[-1] + 1]], None
             program.forward(batch.samples, batch.spaces, network._sources(features, batch), [sink])
     return outputs
 
 
 def scores_of(network, labelled, metrics, batch_size, budget=None):
     """Return {"loss": …} and the value of each metric function over labelled samples."""
-    outputs = np.empty((len(labelled), network.head.out_features), _core.REAL)
+    offsets = offsets_of(network.head._rows_of(labelled.features.lengths))
+    outputs = np.empty((offsets[-1], network.head.out_features), _core.REAL)
     program = network._programs.evaluation()
     total, losses = labelled.share(), []
     with network._programs.bounded(program, budget, labelled.features):
         for index in batches(len(labelled), batch_size):
-            sink = outputs[index[0] : index[-1] + 1], None
+            sink = outputs[offsets[index[0]] : offsets[index[-1] + 1]], None
             losses.append(program.forward(*labelled.batch(index, total), [sink]))
-    return {"loss": math.fsum(losses), **network.head._scores(metrics, outputs, labelled.labels)}
+    return {"loss": math.fsum(losses), **score_outputs(network.head, metrics, outputs, labelled.labels, labelled.layout)}
 
 
 def own_scores_of(network, labelled, metrics, loss, batch_size, budget=None):
     """Return the same with a loss of the user's own: its mean over batches in order, weighted by their samples."""
     outputs = outputs_of(network, labelled.features, BATCH_SIZE, budget)
-    samples = len(labelled)
-    losses = [len(index) / samples * loss_and_gradient(loss, outputs[index], labelled.labels[index])[0]
-              for index in batches(samples, batch_size)]
+    samples, head = len(labelled), network.head
+    rows = head._rows_of(labelled.features.lengths)
+    offsets, losses = offsets_of(rows), []
+    for index in batches(samples, batch_size):
+        part = outputs[offsets[index[0]] : offsets[index[-1] + 1]]
+        lengths = None if head._pooled else rows[index]
+        losses.append(len(index) / samples * loss_and_gradient(loss, part, labelled.labels[index], lengths)[0])
     scores = {"loss": math.fsum(losses)}
     if metrics:
-        labels = network.head._read_labels(labelled.labels, samples, "validation labels")
-        scores.update(network.head._scores(metrics, outputs, labels))
+        labels = read_head_labels(head, labelled.labels, labelled.layout, "validation labels")
+        scores.update(score_outputs(head, metrics, outputs, labels, labelled.layout))
     return scores
 
 
@@ -63,7 +71,7 @@ def metric_functions(metrics, task):
     ----------
     metrics : None, str, callable, or a sequence or a dictionary of them
         Names out of `METRICS`, functions (predictions, targets) -> float, or functions by name. None: the task's usual.
-    task : {"classification", "regression"}
+    task : {"classification", "regression", "spans"}
 
     Returns
     -------

@@ -12,6 +12,7 @@ from .. import _core
 from ..blocks.weights import load_state, read_state, trainable_names
 from ..checks import count_of, flag, seed_number, whole_number
 from ..features.features import as_features
+from ..features.layout import Layout
 from ..network.side_network import SideNetwork
 from .batching import epoch_batches
 from .fit import check_validation, monitor_name, read_validation
@@ -262,7 +263,8 @@ class _Group:
         features = self.entries[0].labelled.features
         batch = features.batch(index)
         targets = [source for entry in self.entries for source in entry.labelled.targets(index)]
-        losses = np.empty((len(self.entries), batch.samples, 1), _core.REAL)
+        rows = batch.offsets[-1] if self.entries[0].network.head._loss_each_row else batch.samples
+        losses = np.empty((len(self.entries), rows, 1), _core.REAL)
         self.program.gradient(
             batch.samples, batch.spaces, [*self.reader._sources(features, batch), *targets],
             [(loss, None) for loss in losses], seed=seed, step=number,
@@ -297,10 +299,12 @@ class _Sweep:
         given = _read_configurations(configurations)
         channels = next(iter(given.values()))["network"].early.features
         self.features = as_features(taps, mask, positions, channels=channels, dtype=dtype)
+        self.layout = Layout(taps, mask, self.features)
         held_out = None
         if validation is not None:
             check_validation(validation)
-            held_out = as_features(validation[0], *validation[2:], channels=channels, dtype=dtype), validation[1]
+            features = as_features(validation[0], *validation[2:], channels=channels, dtype=dtype)
+            held_out = features, validation[1], Layout(validation[0], (*validation, None)[2], features)
         self.entries = [
             self._entry(name, {**_USUAL, **settings, **own}, labels, held_out, metrics, monitor)
             for name, own in given.items()
@@ -310,7 +314,8 @@ class _Sweep:
         groups = {}
         for entry in self.entries:
             program = entry.network._programs.loss_gradient(True)
-            groups.setdefault((program.lanes, program.staged), []).append(entry)
+            kind = program.lanes, program.staged, entry.network.head._loss_each_row
+            groups.setdefault(kind, []).append(entry)
         self.groups = [_Group(entries, self.epochs * self.batches) for entries in groups.values()]
 
     def _entry(self, name, settings, labels, held_out, metrics, monitor):
@@ -319,14 +324,14 @@ class _Sweep:
             if labels is None and own_labels is None:
                 raise ValueError("labels must be given, in common or here")
             labelled = Labelled(network, self.features, labels if own_labels is None else own_labels,
-                                sample_weight=sample_weight)
+                                sample_weight=sample_weight, layout=self.layout)
             if held_out is None and held_out_labels is not None:
                 raise ValueError("validation_labels need validation")
             if held_out is not None:
                 if own_labels is not None and held_out_labels is None:
                     raise ValueError("labels of its own need validation_labels with validation")
                 targets = held_out[1] if held_out_labels is None else held_out_labels
-                held_out = read_validation(network, (held_out[0], targets), None)
+                held_out = read_validation(network, (held_out[0], targets), None, layout=held_out[2])
             functions = metric_functions(metrics, network.head.task)
             return _Entry(name, network, OptimizerSettings(**settings), labelled, held_out, functions, monitor,
                           own_labels is not None)

@@ -1,0 +1,74 @@
+"""A head whose output is an embedding of each sample, for retrieval and losses that compare samples."""
+
+import numpy as np
+
+from ..checks import flag, one_of, rate, real_number, whole_number
+from .heads import Head
+
+__all__ = ["Embedding"]
+
+
+class Embedding(Head):
+    """Head that embeds samples: a linear map, pooling over a sample's rows, and division by the l2 norm.
+
+    It has no loss of its own: train it with `loss=` of `SideNetwork.fit`, or two of them in a `DualEncoder`.
+
+    Parameters
+    ----------
+    features : int
+        Channels of the input.
+    out : int
+        Channels of the embedding.
+    pool : {"mean", "first", "max", "gpo"}
+        How a sample's rows become one. "gpo" is generalized pooling: each channel's values, sorted over the rows, are
+        summed with weights that are learned for every rank, the same for all channels; the softmax over the ranks k of n
+        rows of ``w . relu(W e(k, n) + b)``, where e holds sines and cosines of k and of n - 1 - k at eight frequencies each. It
+        starts as the mean (w = 0), and can become the maximum, the minimum or a mean of the k largest. Chen et al.,
+        "Learning the Best Pooling Strategy for Visual Semantic Embedding" (2021), compute the scores with a recurrent
+        network over such encodings instead.
+    normalize : bool
+        Whether to divide the embedding by its l2 norm.
+    dropout : float
+        Rate before the linear map, in training.
+    temperature : float, optional
+        With it the output is multiplied by ``exp(log_scale) / temperature`` with a learned `log_scale` that starts at 0:
+        a learned temperature for losses that take products of two embeddings as they are. One of two heads should have it.
+    seed : int
+        Of the first weights, where the block is used alone.
+    """
+
+    _has_loss = False
+
+    def __init__(self, features, out, pool="mean", normalize=True, dropout=0.0, temperature=None, *, seed=0):
+        self.out = whole_number(out, "out", 1)
+        one_of(pool, "pool", ("mean", "first", "max", "gpo"))
+        super().__init__(features, self.out, "mean" if pool == "gpo" else pool, False, rate(dropout, "dropout"), seed)
+        self.pool = pool
+        self.normalize = flag(normalize, "normalize")
+        self.temperature = None if temperature is None else real_number(temperature, "temperature", above=0.0)
+
+    @property
+    def settings(self):
+        names = ("features", "out", "pool", "normalize", "dropout", "temperature")
+        return {name: getattr(self, name) for name in names}
+
+    def _build(self, graph, prefix, inputs):
+        generalized = self.pool == "gpo"
+        return graph.embedder(prefix, inputs[0], outputs=self.out, pooling="mean" if generalized else self.pool,
+                              generalized=generalized, dropout=self.dropout, normalize=self.normalize,
+                              temperature=self.temperature or 0.0)
+
+    def _embedding(self, outputs):
+        """Return outputs without the learned scale."""
+        if self.temperature is None:
+            return outputs
+        store, prefix = self._home()
+        scale = np.exp(np.float64(store.array(prefix + "log_scale")[0])) / self.temperature
+        return (outputs / scale).astype(outputs.dtype)
+
+    def _bound_scale(self, most):
+        """Keep the learned scale at `most` or below."""
+        if self.temperature is not None:
+            store, prefix = self._home()
+            logarithm = store.array(prefix + "log_scale")
+            np.minimum(logarithm, np.log(most * self.temperature), out=logarithm)

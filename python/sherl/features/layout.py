@@ -1,0 +1,82 @@
+"""How a user's arrays lay out rows: padded or ragged. Reads one entry a row from them, and gives rows back so."""
+
+import numpy as np
+
+from .features import Features
+from .rows import offsets_of, read_mask
+
+
+class Layout:
+    """The rows of some samples, and the form in which a user holds an entry for each row.
+
+    Parameters
+    ----------
+    taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
+    mask : array_like or None
+    features : Features
+        The same, read.
+    """
+
+    def __init__(self, taps, mask, features):
+        self.lengths = features.lengths
+        self.samples = len(features)
+        self.grid = None if isinstance(taps, Features) else tuple(np.shape(taps[0])[:2])
+        self.mask = None if self.grid is None else read_mask(mask, self.grid)
+
+    @property
+    def rows(self):
+        return int(self.lengths.sum())
+
+    @property
+    def offsets(self):
+        return offsets_of(self.lengths)
+
+    def read(self, values, name):
+        """Return one entry a row, as an array with an entry for each row that is meant."""
+        if self.grid is not None:
+            array = np.asarray(values)
+            if array.shape[:2] != self.grid:
+                raise ValueError(f"{name} must have shape (batch, tokens) = {self.grid}, got {array.shape}")
+            return array.reshape(-1, *array.shape[2:]) if self.mask is None else array[self.mask]
+        arrays = [np.asarray(value) for value in values]
+        if len(arrays) != self.samples:
+            raise ValueError(f"{name} must be {self.samples} arrays, one a sample, got {len(arrays)}")
+        for number, (array, length) in enumerate(zip(arrays, self.lengths)):
+            if array.shape != (length,):
+                raise ValueError(f"{name} must have shape {(int(length),)} for sample {number}, got {array.shape}")
+        return np.concatenate(arrays)
+
+    def given(self, rows, fill=0):
+        """Return an entry for each row in the user's form: padded with `fill`, or a list of one array a sample."""
+        if self.grid is None:
+            return np.split(rows, self.offsets[1:-1])
+        if self.mask is None:
+            return rows.reshape(*self.grid, *rows.shape[1:])
+        padded = np.full((*self.grid, *rows.shape[1:]), fill, rows.dtype)
+        padded[self.mask] = rows
+        return padded
+
+    def matrix(self, rows):
+        """Return a matrix of rows in the user's form: padded with zeros, or Features."""
+        return Features([rows], self.lengths) if self.grid is None else self.given(rows)
+
+    def row_numbers(self, columns, name):
+        """Return positions (samples, any) of padded arrays as numbers of the rows that are meant."""
+        beyond = self.lengths if self.grid is None else np.full(self.samples, self.grid[1])
+        wrong = np.flatnonzero(((columns < 0) | (columns >= beyond[:, None])).any(axis=1))
+        if len(wrong):
+            number = wrong[0]
+            raise ValueError(f"{name} of sample {number} must be from 0 to {beyond[number] - 1}, got {columns[number]}")
+        if self.mask is None:
+            return columns
+        if not np.take_along_axis(self.mask, columns, axis=1).all():
+            number = np.flatnonzero(~np.take_along_axis(self.mask, columns, axis=1).all(axis=1))[0]
+            raise ValueError(f"{name} of sample {number} must be rows that mask keeps, got {columns[number]}")
+        return np.take_along_axis(np.cumsum(self.mask, axis=1) - 1, columns, axis=1)
+
+    def columns(self, rows):
+        """Return numbers of rows that are meant (samples, any) as positions of padded arrays."""
+        if self.mask is None:
+            return rows
+        # A stable sort puts the positions that are kept first, in order.
+        return np.take_along_axis(np.argsort(~self.mask, axis=1, kind="stable"), rows, axis=1)
