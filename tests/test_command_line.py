@@ -112,7 +112,8 @@ def test_training_learns_and_gives_the_same_network_again(place, tmp_path, capsy
 
 def test_options_of_training_reach_the_network(place, tmp_path, capsys):
     metrics = ["--metric", "matthews_correlation", "--metric", "accuracy"]
-    more = ["--no-probe", "--train-rows", 40, "--pool", "first", "--patience", 2, "--json"]
+    more = ["--no-probe", "--train-rows", 40, "--pool", "first", "--patience", 2, "--json", "--schedule", "step"]
+    more += ["--step-every", 2, "--clip-norm", 0.5, "--ema", 0.9, "--learning-rate-factor", "head.*=0.1"]
     assert main(training(place, tmp_path / "net", *metrics, *more)) == 0
     printed = capsys.readouterr()
     record = json.loads(printed.out)
@@ -216,6 +217,7 @@ def test_bad_input_ends_in_a_sentence(place, tmp_path, capsys):
         (["demo", "--epochs", "0"], "argument --epochs: expected an integer of at least 1, got '0'"),
         (["demo", "--learning-rate", "nan"], "argument --learning-rate: expected a number above 0, got 'nan'"),
         (["predict", "net", "--out", "out.txt"], "argument --out: out.txt: expected a file named *.tsv"),
+        (["train", "--learning-rate-factor", "head"], "expected a pattern and a number, like 'head.*=0.1', got 'head'"),
         (["demo", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
     ],
 )

@@ -73,7 +73,7 @@ static PyObject *trainer_set_factors(TrainerObject *self, PyObject *args, PyObje
     sherl_status status = sherl_trainer_set_factors(self->trainer, parameter, learning_rate, weight_decay);
     core_unlock(state_of(self));
     if (!status) Py_RETURN_NONE;
-    return PyErr_Format(PyExc_ValueError, "set_factors: %s must be trained here, and its factors finite and 0 or more",
+    return PyErr_Format(PyExc_ValueError, "set_factors: %s must be trained here, and its factors 0 or more",
                         name);
 }
 

@@ -15,7 +15,7 @@ from .blocks import (
 )
 from .configuration import get_num_threads, set_num_threads, show_config
 from .features import Features
-from .network import SideNetwork
+from .network import DualEncoder, SideNetwork
 from .training import Callback, History, StopTraining
 from .training.sweep import SweepResult, grid, sweep
 
@@ -26,6 +26,7 @@ __all__ = [
     "Callback",
     "Classifier",
     "Detector",
+    "DualEncoder",
     "Embedding",
     "Features",
     "History",

@@ -14,3 +14,9 @@ def named(loss, name):
     loss.__name__ = loss.__qualname__ = name
     loss.__module__ = "sherl.losses"
     return loss
+
+
+def made(loss, maker, **settings):
+    """Return the loss under its maker's name, with what it takes to make it again."""
+    loss.made = {"maker": maker, "settings": settings}
+    return named(loss, f"{maker}({', '.join(f'{name}={value!r}' for name, value in settings.items())})")

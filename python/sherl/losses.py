@@ -17,7 +17,7 @@ from .box_losses import (
     match_boxes,
 )
 from .checks import one_of, real_number
-from .loss_tools import log_softmax, named
+from .loss_tools import log_softmax, made, named
 
 __all__ = [
     "box_l1",
@@ -150,7 +150,7 @@ def contrastive(temperature=0.05):
             return value, *gradients
         return value, _through_unit(gradients[0], unit_a, scale_a), _through_unit(gradients[1], unit_b, scale_b)
 
-    return named(loss, f"contrastive(temperature={temperature})")
+    return made(loss, "contrastive", temperature=temperature)
 
 
 def triplet(margin=0.2, negatives="hardest", reduction="sum"):
@@ -196,7 +196,7 @@ def triplet(margin=0.2, negatives="hardest", reduction="sum"):
         scale = 1.0 if reduction == "sum" else 1.0 / len(a)
         return scale * value, scale * of_similarity @ b, scale * of_similarity.T @ a
 
-    return named(loss, f"triplet(margin={margin}, negatives={negatives!r}, reduction={reduction!r})")
+    return made(loss, "triplet", margin=margin, negatives=negatives, reduction=reduction)
 
 
 def _pairs_of(a, b, matches):

@@ -6,7 +6,7 @@ import textwrap
 
 from ..data.tables import table_format
 
-__all__ = ["count", "described", "natural", "positive", "share", "table_name"]
+__all__ = ["count", "described", "factor", "natural", "positive", "share", "table_name"]
 
 
 def described(description, example):
@@ -35,6 +35,15 @@ def positive(text):
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
     return value
+
+
+def factor(text):
+    """Parse a pattern of names and a number of at least 0, like head.*=0.1."""
+    pattern, _, number = text.rpartition("=")
+    value = _number(number)
+    if not pattern or not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a pattern and a number, like 'head.*=0.1', got {text!r}")
+    return pattern, value
 
 
 def share(text):

@@ -36,6 +36,12 @@ class Settings:
     seed: int
     patience: int | None
     probe: bool
+    schedule: str = "linear"
+    step_every: int | None = None
+    step_factor: float = 0.1
+    clip_norm: float | None = 1.0
+    learning_rate_factors: dict | None = None
+    ema: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,12 @@ def run_experiment(backbone, train, dev, settings, console):
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            schedule="linear",
+            schedule=settings.schedule,
+            step_every=settings.step_every,
+            step_factor=settings.step_factor,
+            clip_norm=settings.clip_norm,
+            learning_rate_factors=settings.learning_rate_factors,
+            ema=settings.ema,
             warmup=WARMUP,
             validation=(features[1], unit.standardised(dev.targets)),
             patience=settings.patience,

@@ -8,7 +8,8 @@ import sherl
 
 from ..data.tables import encode_labels, read_table
 from ..training.metrics import METRICS, TASK_METRICS, default_metrics
-from .arguments import count, described, natural, positive, share, table_name
+from ..training.optimizers import SCHEDULES
+from .arguments import count, described, factor, natural, positive, share, table_name
 from .console import Console
 from .experiment import Sample, Settings, results_record, results_table, run_experiment
 from .task_file import Task
@@ -46,6 +47,15 @@ def add_parser(commands):
     how.add_argument("--batch-size", type=count, default=32, metavar="N", help="texts a step (%(default)s)")
     how.add_argument("--learning-rate", type=positive, default=3e-3, metavar="X", help="peak rate (%(default)s)")
     how.add_argument("--weight-decay", type=share, default=0.0, metavar="X", help="AdamW's decay (%(default)s)")
+    how.add_argument("--schedule", choices=SCHEDULES, default="linear", help="how the rate falls (%(default)s)")
+    how.add_argument("--step-every", type=count, metavar="N", help="steps after which --schedule step changes the rate")
+    how.add_argument("--step-factor", type=positive, default=0.1, metavar="X", help="by what it does (%(default)s)")
+    how.add_argument("--clip-norm", type=positive, default=1.0, metavar="X", help="most gradient norm (%(default)s)")
+    how.add_argument(
+        "--learning-rate-factor", type=factor, action="append", metavar="PATTERN=X",
+        help="multiply the rate of some parameters, like 'head.*=0.1'; may be given several times",
+    )
+    how.add_argument("--ema", type=share, metavar="X", help="keep a moving average of the weights, with this decay")
     how.add_argument("--hidden", type=count, default=48, metavar="N", help="side channels (%(default)s)")
     how.add_argument("--pool", choices=["first", "last", "mean", "max"], default="mean", help="pooling (%(default)s)")
     how.add_argument("--max-length", type=count, metavar="N", help="tokens kept a text (128, or what the model can)")
@@ -150,4 +160,10 @@ def _settings(arguments, classes, metrics, max_length):
         seed=arguments.seed,
         patience=arguments.patience,
         probe=arguments.probe,
+        schedule=arguments.schedule,
+        step_every=arguments.step_every,
+        step_factor=arguments.step_factor,
+        clip_norm=arguments.clip_norm,
+        learning_rate_factors=dict(arguments.learning_rate_factor) if arguments.learning_rate_factor else None,
+        ema=arguments.ema,
     )

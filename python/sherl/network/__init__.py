@@ -1,5 +1,6 @@
 """Side networks: training, prediction, saving."""
 
+from .dual_encoder import DualEncoder
 from .side_network import SideNetwork
 
-__all__ = ["SideNetwork"]
+__all__ = ["DualEncoder", "SideNetwork"]

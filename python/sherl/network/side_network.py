@@ -109,7 +109,8 @@ class SideNetwork(Inference):
             accumulate=1, betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None,
             metrics=None, monitor=None, patience=None, restore_best=None, callbacks=(), progress=True,
             sample_weight=None, seed=0, bucket_by_length=False, checkpoint=None, checkpoint_every=None,
-            resume_from=None, memory_budget=None, loss=None, dtype=None):
+            resume_from=None, memory_budget=None, loss=None, dtype=None, learning_rate_factors=None,
+            weight_decay_factors=None, ema=None):
         """Train the network.
 
         The same arguments give the same bits, whatever the number of threads. An interrupt (Ctrl-C) ends the training
@@ -199,6 +200,13 @@ class SideNetwork(Inference):
             refused.
         dtype : {None, "bfloat16"}
             How to take uint16 taps.
+        learning_rate_factors, weight_decay_factors : dict of str to float, optional
+            By what learning rate and weight decay of some parameters are multiplied, by pattern of their names:
+            ``{"head.*": 0.1}``. The first pattern that fits counts; 0 keeps parameters as they are.
+        ema : float, optional
+            Decay of a moving average of the weights, 0.9998 say: after each step it becomes ``ema`` times itself and
+            ``1 - ema`` times the weights. It is what is evaluated, and what the network has at the end; steps go on from
+            the weights themselves. One copy of the weights more.
 
         Returns
         -------
@@ -215,7 +223,8 @@ class SideNetwork(Inference):
         settings = OptimizerSettings(
             optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay, no_decay=no_decay, betas=betas,
             momentum=momentum, clip_norm=clip_norm, schedule=schedule, warmup=warmup, step_every=step_every,
-            step_factor=step_factor,
+            step_factor=step_factor, learning_rate_factors=learning_rate_factors,
+            weight_decay_factors=weight_decay_factors, ema=ema,
         )
         own = loss is not None
         labelled = Labelled(self, taps, labels, mask, positions, sample_weight, dtype, own_loss=own)
@@ -229,13 +238,14 @@ class SideNetwork(Inference):
 
     def stepper(self, *, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, no_decay=(), betas=(0.9, 0.999),
                 eps=1e-8, momentum=0.0, clip_norm=None, schedule="constant", warmup=0, total_steps=0, step_every=None,
-                step_factor=0.1, seed=0, memory_budget=None, loss=None):
+                step_factor=0.1, seed=0, memory_budget=None, loss=None, learning_rate_factors=None,
+                weight_decay_factors=None, ema=None):
         """Make an object that takes one optimizer step at each call, for training loops of one's own.
 
         Parameters
         ----------
         optimizer, learning_rate, weight_decay, no_decay, betas, momentum, clip_norm, schedule, warmup, step_every, \
-        step_factor
+        step_factor, learning_rate_factors, weight_decay_factors
             As for `fit`; by default the learning rate is constant and every parameter decays.
         eps : float
             Of Adam and AdamW.
@@ -247,6 +257,8 @@ class SideNetwork(Inference):
             As for `fit`.
         loss : callable, optional
             As for `fit`.
+        ema : float, optional
+            Decay of a moving average of the weights, ``step.average.values``; the network itself keeps the weights.
 
         Returns
         -------
@@ -256,7 +268,8 @@ class SideNetwork(Inference):
         settings = OptimizerSettings(
             optimizer=optimizer, learning_rate=learning_rate, weight_decay=weight_decay, no_decay=no_decay, betas=betas,
             eps=eps, momentum=momentum, clip_norm=clip_norm, schedule=schedule, warmup=warmup, step_every=step_every,
-            step_factor=step_factor,
+            step_factor=step_factor, learning_rate_factors=learning_rate_factors,
+            weight_decay_factors=weight_decay_factors, ema=ema,
         )
         return Stepper(self, settings, total_steps=total_steps, seed=seed, memory_budget=memory_budget, loss=loss)
 

@@ -1,10 +1,10 @@
 """The training loop: epochs of steps, validation, the best weights, callbacks, interrupts, checkpoints."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 
 from .. import _core
-from ..blocks.weights import load_state
 from ..checks import flag, seed_number, whole_number
 from .batching import epoch_batches
 from .callbacks import Callback, FitState, StopTraining
@@ -34,9 +34,7 @@ class Fit:
         self.bucket_by_length = flag(bucket_by_length, "bucket_by_length")
         self.progress = flag(progress, "progress")
         self.loss = loss
-        self.metrics = metric_functions(() if metrics is None and loss is not None else metrics, network.head.task)
-        if loss is not None and validation is not None and self.metrics:
-            read_head_labels(network.head, validation.labels, validation.layout, "validation labels")
+        self.metrics = self._read_metrics(metrics)
         self.patience = None if patience is None else whole_number(patience, "patience", 1)
         self.restore_best = patience is not None if restore_best is None else flag(restore_best, "restore_best")
         if validation is None and (monitor is not None or patience is not None or self.restore_best):
@@ -51,8 +49,7 @@ class Fit:
 
         batches = -(-len(labelled) // self.batch_size)
         self.total_steps = self.epochs * -(-batches // self.accumulate)
-        self.stepper = Stepper(network, settings, self.total_steps, self.accumulate, self.seed, memory_budget,
-                               loss)
+        self.stepper = self._make_stepper(settings, memory_budget)
         self._check_budget()
         self.settings = settings
         self.history = History(self._monitor(monitor))
@@ -76,10 +73,31 @@ class Fit:
                 self._run_epoch()
             if self.checkpoint is not None:
                 self._write_checkpoint()
-        if self.restore_best and self.best_weights:
-            load_state(self.network._programs.store, "", self.best_weights, strict=True)
+        self._keep_weights()
         self._call("on_fit_end")
         return self.history
+
+    def _keep_weights(self):
+        """Let the network have the weights that it keeps: the best, the average, or the last."""
+        average = self.stepper.average
+        kept = self.best_weights if self.restore_best and self.best_weights else average and average.values
+        if kept:
+            self.network.load_state_dict(kept)
+
+    def _averaged(self):
+        """Return a context in which the network has the weights that are evaluated."""
+        average = self.stepper.average
+        return nullcontext() if average is None else average.applied(self.network)
+
+    def _read_metrics(self, metrics):
+        head, own = self.network.head, self.loss is not None
+        functions = metric_functions(() if metrics is None and own else metrics, head.task)
+        if own and self.validation is not None and functions:
+            read_head_labels(head, self.validation.labels, self.validation.layout, "validation labels")
+        return functions
+
+    def _make_stepper(self, settings, memory_budget):
+        return Stepper(self.network, settings, self.total_steps, self.accumulate, self.seed, memory_budget, self.loss)
 
     def _check_budget(self):
         """Raise where a sample does not fit the memory budget."""
@@ -151,7 +169,7 @@ class Fit:
 
     def _validate(self):
         budget = self.stepper.budget
-        with self.network._lock:
+        with self.network._lock, self._averaged():
             if self.loss is None:
                 return scores_of(self.network, self.validation, self.metrics, BATCH_SIZE, budget)
             return own_scores_of(self.network, self.validation, self.metrics, self.loss, self.batch_size, budget)
@@ -161,7 +179,8 @@ class Fit:
         if self.history._compare(value, self.best_value):
             self.best_value, self.history.best_epoch = value, self.epoch
             if self.restore_best:
-                self.best_weights = self.network.state_dict()
+                with self.network._lock, self._averaged():
+                    self.best_weights = self.network.state_dict()
         elif self.patience is not None and self.epoch - (self.history.best_epoch or 0) >= self.patience:
             self.history.stopped = "patience"
 
@@ -205,6 +224,8 @@ class Fit:
     def _write_checkpoint(self):
         arrays = {f"weight/{name}": array for name, array in self.network.state_dict().items()}
         arrays.update({f"best/{name}": array for name, array in self.best_weights.items()})
+        if self.stepper.average is not None:
+            arrays.update({f"average/{name}": array for name, array in self.stepper.average.values.items()})
         moments = self.stepper.moments()
         arrays.update({f"moment{number}/{name}": array for (number, name), array in moments.items()})
         write_checkpoint(self.checkpoint, {
@@ -216,7 +237,7 @@ class Fit:
 
     def _resume(self):
         state, arrays = read_checkpoint(self.resume_from, self.described)
-        groups = {"weight": {}, "best": {}, "moment0": {}, "moment1": {}}
+        groups = {"weight": {}, "best": {}, "average": {}, "moment0": {}, "moment1": {}}
         try:
             for key, array in arrays.items():
                 group, _, name = key.partition("/")
@@ -225,12 +246,14 @@ class Fit:
             expected = self.stepper.moments()
             if {key: array.shape for key, array in expected.items()} != {key: a.shape for key, a in moments.items()}:
                 raise ValueError("the optimizer's state does not fit")
+            if self.stepper.average is not None:
+                self.stepper.average.restore(groups["average"])
             history = History.from_dict(state["history"])
             self.epoch, self.position = int(state["epoch"]), int(state["position"])
             self.loss_sum, self.share_sum = state["loss_sum"], state["share_sum"]
             self.seconds, self.best_value = state["seconds"], state["best_value"]
             self.state.learning_rate, steps = state["learning_rate"], int(state["steps"])
-            load_state(self.network._programs.store, "", groups["weight"], strict=True)
+            self.network.load_state_dict(groups["weight"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"resume_from: the checkpoint in {self.resume_from} is not whole: {error}") from error
         self.stepper.restore(steps, moments)

@@ -1,12 +1,13 @@
 """Settings of optimizers and learning rate schedules, checked, and the core's trainer made of them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from .. import _core
 from ..checks import one_of, real_number, whole_number
 
-NO_DECAY = ("*bias", "*norm*", "*gate")
+NO_DECAY = ("*bias", "*norm*", "*gate", "*log_scale")
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}  # numbers that an optimizer keeps for each parameter, at most
 SCHEDULES = ("constant", "linear", "cosine", "step")
 
@@ -36,6 +37,11 @@ class OptimizerSettings:
         Steps over which the learning rate rises; below 1 as a share of all steps.
     step_every, step_factor : int or None, float
         The step schedule multiplies the learning rate by `step_factor` every so many steps.
+    learning_rate_factors, weight_decay_factors : dict of str to float, or None
+        By what learning rate and weight decay of parameters are multiplied, by pattern of their names; the first pattern
+        that fits counts.
+    ema : float or None
+        Decay of the moving average of the weights.
     """
 
     optimizer: str = "adamw"
@@ -50,6 +56,9 @@ class OptimizerSettings:
     warmup: float = 0
     step_every: int | None = None
     step_factor: float = 0.1
+    learning_rate_factors: dict | None = None
+    weight_decay_factors: dict | None = None
+    ema: float | None = None
 
     def __post_init__(self):
         one_of(self.optimizer, "optimizer", tuple(MOMENTS))
@@ -71,14 +80,27 @@ class OptimizerSettings:
             "warmup": _warmup(self.warmup),
             "step_every": None if self.step_every is None else whole_number(self.step_every, "step_every", 1),
             "step_factor": real_number(self.step_factor, "step_factor", above=0.0),
+            "learning_rate_factors": _factors(self.learning_rate_factors, "learning_rate_factors"),
+            "weight_decay_factors": _factors(self.weight_decay_factors, "weight_decay_factors"),
+            "ema": None if self.ema is None else real_number(self.ema, "ema", least=0.0, below=1.0),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
         if self.schedule == "step" and self.step_every is None:
             raise ValueError("schedule 'step' needs step_every, the number of steps after which the rate changes")
 
-    def trainer(self, program, names, total_steps, prefix=""):
-        """Return a trainer of the parameters `names`, which the program knows under a prefix."""
+    def check_patterns(self, names):
+        """Raise where a pattern of the factors fits none of the parameters `names`."""
+        for argument in ("learning_rate_factors", "weight_decay_factors"):
+            for pattern in getattr(self, argument) or ():
+                if not any(fnmatchcase(name, pattern) for name in names):
+                    raise ValueError(f"{argument} must be patterns of parameter names; {pattern!r} fits none of them")
+
+    def trainer(self, program, names, total_steps, prefix="", shown=""):
+        """Return a trainer of the parameters `names`, which the program knows under a prefix.
+
+        Patterns are those of the names with `shown` before them.
+        """
         if self.schedule in ("linear", "cosine") and not total_steps:
             raise ValueError(f"schedule {self.schedule!r} needs total_steps, the number of steps of the whole training")
         if isinstance(self.warmup, float) and self.warmup and not total_steps:
@@ -86,20 +108,37 @@ class OptimizerSettings:
         warmup = int(self.warmup * total_steps) if isinstance(self.warmup, float) else self.warmup
         if total_steps and warmup >= total_steps:
             raise ValueError(f"warmup must be fewer than the {total_steps} steps of the training, got {warmup}")
-        return _core.Trainer(
+        trainer = _core.Trainer(
             program, optimizer=self.optimizer, learning_rate=self.learning_rate, weight_decay=self.weight_decay,
             momentum=self.momentum, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
             clip_norm=self.clip_norm or 0.0, schedule=self.schedule, warmup_steps=warmup, total_steps=total_steps,
             step_every=self.step_every or 0, step_factor=self.step_factor,
             parameters=[prefix + name for name in names],
-            no_decay=[prefix + name for name in names if any(fnmatchcase(name, pattern) for pattern in self.no_decay)],
+            no_decay=[prefix + name for name in names if any(fnmatchcase(shown + name, pattern)
+                                                            for pattern in self.no_decay)],
         )
+        for name in names:
+            trainer.set_factors(prefix + name, _factor_of(shown + name, self.learning_rate_factors),
+                                _factor_of(shown + name, self.weight_decay_factors))
+        return trainer
 
 
 def _sequence(values, name):
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} must be a sequence, got {values!r}")
     return list(values)
+
+
+def _factors(values, name):
+    if values is None:
+        return None
+    if not isinstance(values, Mapping) or not all(isinstance(pattern, str) for pattern in values):
+        raise TypeError(f"{name} must be a dictionary of numbers by pattern of parameter names, got {values!r}")
+    return {pattern: real_number(value, f"{name}[{pattern!r}]", least=0.0) for pattern, value in values.items()}
+
+
+def _factor_of(name, factors):
+    return next((value for pattern, value in (factors or {}).items() if fnmatchcase(name, pattern)), 1.0)
 
 
 def _warmup(value):

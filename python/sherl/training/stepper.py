@@ -7,6 +7,7 @@ import numpy as np
 from .. import _core
 from ..blocks.weights import trainable_names
 from ..checks import seed_number, whole_number
+from .average import WeightAverage, averaged_weights
 from .budget import read_budget
 from .labelled import Labelled
 from .own_loss import check_finite, loss_and_gradient, read_loss
@@ -21,6 +22,8 @@ class Stepper:
     ----------
     gradient_norm : float or None
         Norm of the last step's gradient before clipping.
+    average : WeightAverage or None
+        Moving average of the weights, with `ema`; ``step.average.values`` has them by parameter name.
     """
 
     def __init__(self, network, settings, total_steps=0, accumulate=1, seed=0, memory_budget=None, loss=None):
@@ -34,6 +37,10 @@ class Stepper:
             program = programs.loss_gradient(True) if loss is None else programs.output_gradient(True, False)
             self.names = trainable_names(network._programs.store)
             self.trainer = settings.trainer(program, self.names, whole_number(total_steps, "total_steps"))
+            settings.check_patterns(self.names)
+            self.average = None
+            if settings.ema is not None:
+                self.average = WeightAverage(averaged_weights(network._programs.store), settings.ema)
         self.program, self.budget = program, read_budget(memory_budget, self.trainer.nbytes)
 
     @property
@@ -94,6 +101,8 @@ class Stepper:
             except BaseException:
                 self.trainer.discard()
                 raise
+            if self.average is not None:
+                self.average.update()
         return math.fsum(losses)
 
     def _accumulate(self, labelled, parts, total, draws):

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import fields
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..checks import count_of, flag, seed_number, whole_number
 from ..features.features import as_features
 from ..features.layout import Layout
 from ..network.side_network import SideNetwork
+from .average import WeightAverage, averaged_weights
 from .batching import epoch_batches
 from .fit import check_validation, monitor_name, read_validation
 from .history import History
@@ -49,7 +51,8 @@ def sweep(taps, labels, configurations, *, mask=None, positions=None, epochs=3, 
     configurations : mapping of str to SideNetwork or dict
         By name a network, or a dictionary with ``"network"`` and, where wanted, what differs from the common settings:
         ``"learning_rate"``, ``"optimizer"``, ``"weight_decay"``, ``"no_decay"``, ``"schedule"``, ``"warmup"``,
-        ``"clip_norm"``, ``"betas"``, ``"momentum"``, ``"step_every"``, ``"step_factor"``; ``"labels"``,
+        ``"clip_norm"``, ``"betas"``, ``"momentum"``, ``"step_every"``, ``"step_factor"``,
+        ``"learning_rate_factors"``, ``"weight_decay_factors"``, ``"ema"``; ``"labels"``,
         ``"validation_labels"`` and ``"sample_weight"`` of a task of its own. All networks must take the same taps.
     epochs, batch_size, bucket_by_length, seed
         As for `SideNetwork.fit`.
@@ -161,7 +164,7 @@ class _Entry:
         self.labelled, self.validation, self.metrics = labelled, validation, metrics
         self.own_labels = own_labels
         self.history = History(None if validation is None else monitor_name(monitor, metrics))
-        self.trainer = None
+        self.trainer = self.average = None
         self.best_value, self.best_weights = None, {}
         self.loss_sum = self.share_sum = 0.0
 
@@ -184,6 +187,8 @@ class _Entry:
         except FloatingPointError:
             self.history.stopped = "not finite"
             return
+        if self.average is not None:
+            self.average.update()
         self.loss_sum += loss * share
         self.share_sum += share
         self.history.step_losses.append(loss)
@@ -192,14 +197,26 @@ class _Entry:
         entry = {"epoch": epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0), "learning_rate": self.rate,
                  "seconds": time.perf_counter() - started}
         if self.validation is not None:
-            with self.network._lock:
+            with self.network._lock, self._averaged():
                 scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE)
             entry.update({f"validation_{name}": value for name, value in scores.items()})
         self.history.epochs.append(entry)
         if self.validation is not None and self.history._compare(entry[self.history.monitor], self.best_value):
             self.best_value, self.history.best_epoch = entry[self.history.monitor], epoch + 1
             if restore_best:
-                self.best_weights = self.network.state_dict()
+                with self._averaged():
+                    self.best_weights = self.network.state_dict()
+
+    def _averaged(self):
+        """Return a context in which the network has the weights that are evaluated."""
+        return nullcontext() if self.average is None else self.average.applied(self.network)
+
+    def keep_weights(self, restore_best):
+        """Let the network have the weights that it keeps: the best, the average, or the last."""
+        if restore_best and self.best_weights:
+            self.network.load_state_dict(self.best_weights)
+        elif self.average is not None and self.history.stopped != "not finite":
+            self.network.load_state_dict(self.average.values)
 
     def row(self, restore_best):
         held = self.history.best if restore_best else (self.history.epochs or [None])[-1]
@@ -223,7 +240,10 @@ class _Group:
             with entry.network._lock:
                 load_state(self.store, prefix, read_state(entry.network._programs.store), strict=True)
             names = trainable_names(self.store, prefix)
+            entry.settings.check_patterns(names)
             entry.trainer = entry.settings.trainer(self.program, names, total_steps, prefix)
+            if entry.settings.ema is not None:
+                entry.average = WeightAverage(averaged_weights(self.store, prefix), entry.settings.ema)
 
     def _build(self):
         """Return the graph: blocks of a kind one after the other, so that steps over a whole block lie together."""
@@ -370,8 +390,7 @@ class _Sweep:
                 if not self._running:
                     break
         for entry in self.entries:
-            if self.restore_best and entry.best_weights:
-                entry.network.load_state_dict(entry.best_weights)
+            entry.keep_weights(self.restore_best)
         return self._result()
 
     @property
