@@ -101,10 +101,12 @@ class Fit:
 
     def _check_budget(self):
         """Raise where a sample does not fit the memory budget."""
-        programs, budget = self.network._programs, self.stepper.budget
-        if budget is not None:
-            budget.room(self.stepper.program, self.labelled.features.longest)
-        if budget is not None and self.validation is not None:
+        budget = self.stepper.budget
+        if budget is None:
+            return
+        budget.room(self.stepper.program, self.labelled.features.longest)
+        if self.validation is not None:
+            programs = self.network._programs
             program = programs.evaluation() if self.loss is None else programs.output()
             budget.room(program, self.validation.features.longest)
 
