@@ -1,0 +1,41 @@
+"""The examples of the how-to pages run as printed, and do what the pages say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def run(name):
+    path, names = DOCS / name, {}
+    exec(compile(path.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], str(path), "exec"), names)
+    return names
+
+
+def test_heads():
+    names = run("how-to-heads.md")
+    counted = (names["labels"] != -100) & names["mask"]
+    assert np.mean(names["tagged"][counted] == names["labels"][counted]) > 0.6  # by chance a third
+    assert (names["tagged"][~names["mask"]] == -100).all()
+    assert np.mean(names["found"] == names["spans"]) > 0.5
+
+
+def test_retrieval():
+    names = run("how-to-retrieval.md")
+    assert names["scores"]["a_to_b_r1"] == pytest.approx(100 * np.mean(names["nearest"] == np.arange(120)))
+    assert names["scores"]["rsum"] > 300
+
+
+def test_detection():
+    pytest.importorskip("scipy")
+    names = run("how-to-detection.md")
+    assert names["outputs"].shape == (32, 5, 7)
+    assert names["history"].epochs[-1]["loss"] < 0.5 * names["history"].epochs[0]["loss"]
+
+
+def test_training_options():
+    names = run("how-to-training-options.md")
+    assert not names["net"].state_dict()["head.bias"].any()
+    assert names["history"].epochs[-1]["learning_rate"] == pytest.approx(1e-3)
