@@ -96,6 +96,17 @@ def test_embeddings_are_what_is_scored():
     assert net.evaluate(a, b, several, mask_a=mask_a, mask_b=mask_b) == retrieval(first @ second.T, several)
 
 
+def test_rows_given_with_each_sample():
+    a, b, mask_a, mask_b = pair_problem(16)
+    net = dual(pool_a="position", pool_b="last")
+    features, rows = sherl.Features.from_arrays(a, mask_a), mask_a.sum(axis=1) - 1
+    history = net.fit(features.with_positions(rows), sherl.Features.from_arrays(b, mask_b), **FAST)
+    other = dual(pool_a="last", pool_b="last")
+    assert other.fit(features, sherl.Features.from_arrays(b, mask_b), **FAST).step_losses == history.step_losses
+    with pytest.raises(ValueError, match="positions must be given"):
+        net.fit(a, b, **FAST)
+
+
 def test_a_learned_temperature_moves_and_is_bounded():
     a, b, mask_a, mask_b = pair_problem(24)
     net = dual(temperature=0.011)

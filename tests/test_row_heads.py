@@ -281,15 +281,15 @@ def test_the_head_of_a_detector():
     assert sum(value.size for value in state.values() if value.ndim == 2) == head._least_parameters()
 
 
-@pytest.mark.parametrize("pool", ["mean", "first", "max", "gpo"])
+@pytest.mark.parametrize("pool", ["mean", "first", "last", "max", "position", "gpo"])
 def test_embeddings(pool):
     head, x, mask = sherl.Embedding(FEATURES, 6, pool=pool, temperature=0.5), taps_of(5)[0], mask_of(5)
     generator = np.random.default_rng(2)
     head.load_state_dict({name: value + 0.3 * generator.standard_normal(value.shape)
                           for name, value in head.state_dict().items()})
     state = {name: value.astype(np.float64) for name, value in head.state_dict().items()}
-    expected = []
-    for rows, kept in zip(x.astype(np.float64), mask):
+    expected, positions = [], mask.sum(axis=1) // 2
+    for rows, kept, position in zip(x.astype(np.float64), mask, positions):
         rows = rows[kept] @ state["weight"].T + state["bias"]
         if pool == "gpo":
             n, k = len(rows), np.arange(len(rows))[:, None]
@@ -300,10 +300,11 @@ def test_embeddings(pool):
             shares = np.exp(log_softmax(hidden @ state["pool.score.weight"].T, 0))
             expected.append(np.sum(shares * np.sort(rows, axis=0)[::-1], axis=0))
         else:
-            expected.append({"mean": rows.mean(axis=0), "first": rows[0], "max": rows.max(axis=0)}[pool])
+            expected.append({"mean": rows.mean(axis=0), "first": rows[0], "last": rows[-1], "max": rows.max(axis=0),
+                             "position": rows[position]}[pool])
     expected = np.array(expected)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    outputs = head(x, mask)
+    outputs = head(x, mask, positions=positions if pool == "position" else None)
     assert np.allclose(outputs, expected * np.exp(state["log_scale"]) / 0.5, atol=1e-5)
     assert np.allclose(head._embedding(outputs), expected, atol=1e-5)
     head._bound_scale(1.5)

@@ -635,7 +635,7 @@ static PyMethodDef graph_methods[] = {
            "Pool each sample's rows, or take every row, and map them to the outputs."),
     METHOD("embedder", graph_embedder,
            "embedder($self, prefix, x, *, outputs, pooling='mean', generalized=False, dropout=0.0, normalize=True, "
-           "eps=0.0, temperature=0.0)\n--\n\n"
+           "eps=0.0, temperature=0.0, positions=None)\n--\n\n"
            "An embedding of each sample: a linear map, pooling, the norm, and with a temperature a learned scale."),
     METHOD("detector", graph_detector,
            "detector($self, prefix, x, *, classes, hidden, align=0, dropout=0.0)\n--\n\n"

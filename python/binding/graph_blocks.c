@@ -68,7 +68,7 @@ PyObject *graph_embedder(GraphObject *self, PyObject *args, PyObject *keywords) 
     const char *prefix;
     sherl_value x;
     int pooling = SHERL_POOL_MEAN;
-    sherl_embedder_settings settings = {.normalize = true};
+    sherl_embedder_settings settings = {.normalize = true, .positions = SHERL_NONE};
     argument arguments[] = {text_argument("prefix", &prefix),
                             handle_argument("x", &x),
                             count_argument("outputs", 1, &settings.outputs),
@@ -77,7 +77,8 @@ PyObject *graph_embedder(GraphObject *self, PyObject *args, PyObject *keywords) 
                             optional(real_argument("dropout", &settings.dropout)),
                             optional(flag_argument("normalize", &settings.normalize)),
                             optional(real_argument("eps", &settings.eps)),
-                            optional(real_argument("temperature", &settings.temperature))};
+                            optional(real_argument("temperature", &settings.temperature)),
+                            or_none(handle_argument("positions", &settings.positions))};
     if (!parse_arguments("embedder", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
     settings.pooling = (sherl_pooling)pooling;
     core_lock(self->parameters->state);

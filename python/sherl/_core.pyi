@@ -127,7 +127,8 @@ class Graph:
     # parameters: prefix + "weight", "bias"; generalized "pool.hidden.weight", "pool.hidden.bias", "pool.score.weight";
     # with a temperature "log_scale"
     def embedder(self, prefix: str, x: int, *, outputs: int, pooling: Pooling = "mean", generalized: bool = False,
-                 dropout: float = 0.0, normalize: bool = True, eps: float = 0.0, temperature: float = 0.0) -> int: ...
+                 dropout: float = 0.0, normalize: bool = True, eps: float = 0.0, temperature: float = 0.0,
+                 positions: int | None = None) -> int: ...
     # parameters: prefix + "classes.*", "box.0.*" to "box.2.*", and with align "align.*"
     def detector(self, prefix: str, x: int, *, classes: int, hidden: int, align: int = 0,
                  dropout: float = 0.0) -> int: ...

@@ -369,6 +369,7 @@ typedef struct sherl_embedder_settings {
     bool normalize;      /* divide by the l2 norm plus eps */
     double eps;
     double temperature;  /* 0: none; else the output is multiplied by exp("log_scale") / temperature */
+    sherl_value positions; /* of SHERL_POOL_POSITION, which alone reads it: as for sherl_select */
 } sherl_embedder_settings;
 
 /* A linear map and pooling, then the norm and the scale. */

@@ -48,9 +48,11 @@ sherl_value sherl_embedder(sherl_graph *graph, const char *prefix, sherl_value x
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "embedder: outputs must be at least 1");
     sherl_block block = {.graph = graph, .prefix = prefix};
     bool rows_to_pool = sherl_graph_value_space(graph, x) != SHERL_SAMPLES;
-    /* The mean and the first row commute with the linear map, which then has one row a sample. */
+    /* The mean and a single row commute with the linear map, which then has one row a sample. */
     bool pool_later = rows_to_pool && (settings->generalized || settings->pooling == SHERL_POOL_MAX);
-    if (rows_to_pool && !pool_later) x = sherl_pool(graph, x, settings->pooling);
+    if (rows_to_pool && !pool_later)
+        x = settings->pooling == SHERL_POOL_POSITION ? sherl_select(graph, x, settings->positions)
+                                                     : sherl_pool(graph, x, settings->pooling);
     x = sherl_dropout(graph, x, settings->dropout);
     x = sherl_block_linear(&block, "", SHERL_NONE, "", x, settings->outputs, SHERL_IDENTITY);
     if (pool_later)

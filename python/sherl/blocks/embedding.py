@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..checks import flag, one_of, rate, real_number, whole_number
-from .heads import Head
+from .heads import POOLINGS, Head
 
 __all__ = ["Embedding"]
 
@@ -19,8 +19,8 @@ class Embedding(Head):
         Channels of the input.
     out : int
         Channels of the embedding.
-    pool : {"mean", "first", "max", "gpo"}
-        How a sample's rows become one. "gpo" is generalized pooling: each channel's values, sorted over the rows, are
+    pool : {"mean", "first", "last", "max", "position", "gpo"}
+        How a sample's rows become one; "position" as of `Classifier`. "gpo" is generalized pooling: each channel's values, sorted over the rows, are
         summed with weights that are learned for every rank, the same for all channels; the softmax over the ranks k of n
         rows of ``w . relu(W e(k, n) + b)``, where e holds sines and cosines of k and of n - 1 - k at eight frequencies each. It
         starts as the mean (w = 0), and can become the maximum, the minimum or a mean of the k largest. Chen et al.,
@@ -41,7 +41,7 @@ class Embedding(Head):
 
     def __init__(self, features, out, pool="mean", normalize=True, dropout=0.0, temperature=None, *, seed=0):
         self.out = whole_number(out, "out", 1)
-        one_of(pool, "pool", ("mean", "first", "max", "gpo"))
+        one_of(pool, "pool", (*POOLINGS, "gpo"))
         super().__init__(features, self.out, "mean" if pool == "gpo" else pool, False, rate(dropout, "dropout"), seed)
         self.pool = pool
         self.normalize = flag(normalize, "normalize")
@@ -53,10 +53,12 @@ class Embedding(Head):
         return {name: getattr(self, name) for name in names}
 
     def _build(self, graph, prefix, inputs):
+        x, *positions = inputs
         generalized = self.pool == "gpo"
-        return graph.embedder(prefix, inputs[0], outputs=self.out, pooling="mean" if generalized else self.pool,
+        return graph.embedder(prefix, x, outputs=self.out, pooling="mean" if generalized else self.pool,
                               generalized=generalized, dropout=self.dropout, normalize=self.normalize,
-                              temperature=self.temperature or 0.0)
+                              temperature=self.temperature or 0.0,
+                              positions=positions[0] if self._takes_positions else None)
 
     def _embedding(self, outputs):
         """Return outputs without the learned scale."""

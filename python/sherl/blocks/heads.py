@@ -10,7 +10,7 @@ from .block import UnaryBlock
 
 __all__ = ["Classifier", "Regressor"]
 
-_POOLINGS = ("first", "last", "mean", "max", "position")
+POOLINGS = ("first", "last", "mean", "max", "position")
 
 
 class Head(UnaryBlock):
@@ -22,7 +22,7 @@ class Head(UnaryBlock):
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
         self._outputs = outputs
-        self.pool = one_of(pool, "pool", _POOLINGS)
+        self.pool = one_of(pool, "pool", POOLINGS)
         self.pooler = flag(pooler, "pooler")
         self.dropout = rate(dropout, "dropout")
 

@@ -9,7 +9,6 @@ import numpy as np
 from .. import _core
 from ..blocks.weights import trainable_names
 from ..checks import seed_number, whole_number
-from ..features.features import as_features
 from .average import WeightAverage
 from .fit import Fit
 from .metrics import retrieval
@@ -31,12 +30,8 @@ class Pairs:
     """
 
     def __init__(self, network, taps_a, taps_b, pairs=None, mask_a=None, mask_b=None, dtype=None):
-        self.a, self.b = (
-            as_features(taps, mask, channels=tower.early.features, dtype=dtype)
-            for taps, mask, tower in ((taps_a, mask_a, network.a), (taps_b, mask_b, network.b))
-        )
-        network.a._check_source(self.a)
-        network.b._check_source(self.b)
+        self.a = network.a._features(taps_a, mask_a, dtype=dtype)
+        self.b = network.b._features(taps_b, mask_b, dtype=dtype)
         self.pairs = read_pairs(pairs, len(self.a), len(self.b))
         self._codes = None
         if any(len(np.unique(column)) < len(column) for column in self.pairs.T):
@@ -115,7 +110,7 @@ class _Tower:
     def forward(self, features, samples, draw):
         """Return what a program takes of some samples, and their embeddings."""
         batch = features.batch(samples)
-        arguments = batch.samples, batch.spaces, features.sources(batch)
+        arguments = batch.samples, batch.spaces, self.network._sources(features, batch)
         outputs = np.empty((batch.samples, self.network.head.out_features), _core.REAL)
         self.program.forward(*arguments, [(outputs, None)], **draw)
         return arguments, outputs
