@@ -331,7 +331,7 @@ def test_an_embedding_has_no_loss_and_no_predictions_of_its_own():
 
 def test_layouts_map_positions_there_and_back():
     taps, spans, mask = span_problem()
-    layout = Layout(taps, mask, sherl.Features.from_arrays(taps, mask))
+    layout = Layout(taps, sherl.Features.from_arrays(taps, mask))
     rows = layout.row_numbers(spans, "spans")
     assert np.array_equal(layout.columns(rows), spans)
     assert layout.rows == mask.sum()

@@ -1,9 +1,11 @@
 """How a user's arrays lay out rows: padded or ragged. Reads one entry a row from them, and gives rows back so."""
 
+from functools import cached_property
+
 import numpy as np
 
 from .features import Features
-from .rows import offsets_of, read_mask
+from .rows import offsets_of
 
 
 class Layout:
@@ -11,17 +13,26 @@ class Layout:
 
     Parameters
     ----------
-    taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
-    mask : array_like or None
+    taps : Features, or sequence of padded arrays
+        What the user gave.
     features : Features
         The same, read.
     """
 
-    def __init__(self, taps, mask, features):
+    def __init__(self, taps, features):
+        self._features, self.samples = features, len(features)
         self.lengths = features.lengths
-        self.samples = len(features)
-        self.grid = None if isinstance(taps, Features) else tuple(np.shape(taps[0])[:2])
-        self.mask = None if self.grid is None else read_mask(mask, self.grid)
+        # Features that were made of padded arrays hold those, and which rows are meant.
+        self.grid = None if isinstance(taps, Features) else (self.samples, len(features._arrays[0]) // self.samples)
+
+    @cached_property
+    def mask(self):
+        """Which places of padded arrays are meant, bool of shape (batch, tokens), or None for all."""
+        if self.grid is None or self._features._rows is None:
+            return None
+        mask = np.zeros(self.grid, bool)
+        mask.ravel()[self._features._rows] = True
+        return mask
 
     @property
     def rows(self):

@@ -49,7 +49,7 @@ class Inference:
         features = self._features(taps, mask, positions, dtype)
         with self._lock:
             outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
-        return outputs, Layout(taps, mask, features)
+        return outputs, Layout(taps, features)
 
     def predict(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
                 dtype=None):

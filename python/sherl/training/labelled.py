@@ -31,7 +31,7 @@ class Labelled:
                  own_loss=False, layout=None):
         self._network = network
         self.features = network._features(taps, mask, positions, dtype)
-        self.layout = layout or Layout(taps, mask, self.features)
+        self.layout = layout or Layout(taps, self.features)
         self.weights = _sample_weights(sample_weight, len(self.features))
         if own_loss:
             if sample_weight is not None:

@@ -319,12 +319,12 @@ class _Sweep:
         given = _read_configurations(configurations)
         channels = next(iter(given.values()))["network"].early.features
         self.features = as_features(taps, mask, positions, channels=channels, dtype=dtype)
-        self.layout = Layout(taps, mask, self.features)
+        self.layout = Layout(taps, self.features)
         held_out = None
         if validation is not None:
             check_validation(validation)
             features = as_features(validation[0], *validation[2:], channels=channels, dtype=dtype)
-            held_out = features, validation[1], Layout(validation[0], (*validation, None)[2], features)
+            held_out = features, validation[1], Layout(validation[0], features)
         self.entries = [
             self._entry(name, {**_USUAL, **settings, **own}, labels, held_out, metrics, monitor)
             for name, own in given.items()
