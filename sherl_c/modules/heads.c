@@ -73,9 +73,9 @@ sherl_value sherl_detector(sherl_graph *graph, const char *prefix, sherl_value x
     x = sherl_dropout(graph, x, settings->dropout);
     sherl_value parts[3], box = x;
     parts[0] = sherl_block_linear(&block, "classes", SHERL_NONE, "", x, settings->classes, SHERL_IDENTITY);
-    for (uint32_t i = 0; i < 3; i++)
-        box = sherl_block_linear(&block, "box", i, "", box, i < 2 ? settings->hidden : 4, i < 2 ? SHERL_RELU : SHERL_SIGMOID);
-    parts[1] = box;
+    for (uint32_t i = 0; i < 2; i++)
+        box = sherl_block_linear(&block, "box", i, "", box, settings->hidden, SHERL_RELU);
+    parts[1] = sherl_block_linear(&block, "box", 2, "", box, 4, SHERL_SIGMOID);
     if (settings->align == 0) return sherl_concatenate(graph, parts, 2);
     parts[2] = sherl_block_linear(&block, "align", SHERL_NONE, "", x, settings->align, SHERL_IDENTITY);
     parts[2] = sherl_l2_normalize(graph, parts[2], 0);

@@ -20,19 +20,19 @@ class Embedding(Head):
     out : int
         Channels of the embedding.
     pool : {"mean", "first", "last", "max", "position", "gpo"}
-        How a sample's rows become one; "position" as of `Classifier`. "gpo" is generalized pooling: each channel's values, sorted over the rows, are
-        summed with weights that are learned for every rank, the same for all channels; the softmax over the ranks k of n
-        rows of ``w . relu(W e(k, n) + b)``, where e holds sines and cosines of k and of n - 1 - k at eight frequencies each. It
-        starts as the mean (w = 0), and can become the maximum, the minimum or a mean of the k largest. Chen et al.,
-        "Learning the Best Pooling Strategy for Visual Semantic Embedding" (2021), compute the scores with a recurrent
-        network over such encodings instead.
+        How a sample's rows become one; "position" as of `Classifier`. "gpo" is generalized pooling: each channel's
+        values, sorted over the rows, are summed with weights that are learned for every rank, the same for all channels:
+        the softmax over the ranks k of n rows of ``w . relu(W e(k, n) + b)``, where e holds sines and cosines of k and of
+        n - 1 - k at eight frequencies each. It starts as the mean (w = 0), and can become the maximum, the minimum or a
+        mean of the k largest. Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding" (2021),
+        compute the scores with a recurrent network over such encodings instead.
     normalize : bool
         Whether to divide the embedding by its l2 norm.
     dropout : float
         Rate before the linear map, in training.
     temperature : float, optional
-        With it the output is multiplied by ``exp(log_scale) / temperature`` with a learned `log_scale` that starts at 0:
-        a learned temperature for losses that take products of two embeddings as they are. One of two heads should have it.
+        With it the output is multiplied by ``exp(log_scale) / temperature``, `log_scale` learned from 0: a learned
+        temperature for losses that take products of two embeddings as they are. One of two heads should have it.
     seed : int
         Of the first weights, where the block is used alone.
     """

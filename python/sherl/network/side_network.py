@@ -193,8 +193,8 @@ class SideNetwork(Inference):
             the samples of a batch: ``loss(outputs, targets) -> (value, gradient)``. It gets the head's outputs, float32
             of shape (samples, outputs), and the labels of these samples as they were given; `gradient` is that of the
             value with respect to the outputs. Where the head has an output for every row, `outputs` holds the rows of
-            the samples one after the other, and a third argument, `lengths`, how many each has. `sherl.losses` has some. Each batch is computed twice, to its
-            outputs and then again with the backward part, and takes no more memory. With `accumulate` a step takes the
+            the samples one after the other, and a third argument, `lengths`, how many each has. `sherl.losses` has some.
+            Each batch is computed twice, to its outputs and then again with the backward part, and takes no more memory. With `accumulate` a step takes the
             mean over its batches, weighted by their samples; so does the validation loss, over batches of `batch_size`
             in order. Metrics are none unless asked for, and then read the labels as the head does. `sample_weight` is
             refused.
