@@ -336,3 +336,31 @@ def test_layouts_map_positions_there_and_back():
     assert np.array_equal(layout.columns(rows), spans)
     assert layout.rows == mask.sum()
     assert np.array_equal(layout.given(layout.read(taps[0], "taps"))[mask], taps[0][mask])
+
+
+def test_heads_of_all_kinds_share_a_sweep():
+    taps, labels, mask = token_problem()
+    _, spans, _ = span_problem()
+    rows = np.minimum(spans, mask.sum(axis=1)[:, None] - 1)
+    classes = np.arange(12) % 3
+    tasks = {"tokens": (lambda: HEADS["tokens"](dropout=0.1), labels), "spans": (HEADS["spans"], rows),
+             "samples": (lambda: sherl.Classifier(FEATURES, 3, pool="last"), classes)}
+    result = sherl.sweep(taps, None, {name: {"network": network(head=make()), "labels": given}
+                                      for name, (make, given) in tasks.items()}, mask=mask, **FAST)
+    for name, (make, given) in tasks.items():
+        alone = network(head=make())
+        history = alone.fit(taps, given, mask, **FAST)
+        assert same_bits(result.networks[name].state_dict(), alone.state_dict()), name
+        assert result.histories[name].step_losses == history.step_losses
+
+
+def test_a_memory_budget_bounds_rows_too():
+    taps, labels, mask = token_problem(40, 30)
+    nets = [network(head=HEADS["tokens"]()) for _ in range(2)]
+    for net, budget in zip(nets, ("300 KiB", None)):
+        net.fit(taps, labels, mask, memory_budget=budget, validation=(taps, labels, mask), **FAST)
+    for name, value in nets[0].state_dict().items():
+        assert np.allclose(value, nets[1].state_dict()[name], atol=1e-4), name
+    assert np.allclose(nets[0].forward(taps, mask, memory_budget="300 KiB"), nets[0].forward(taps, mask), atol=1e-5)
+    with pytest.raises(ValueError, match="memory_budget must be at least"):
+        nets[0].fit(taps, labels, mask, memory_budget="1 KiB", **FAST)
