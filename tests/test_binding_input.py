@@ -229,7 +229,7 @@ def graph_calls(core):
         (lambda g: g.rank_encoding(0, 0), ValueError, "channels must be"),
         (lambda g: g.sorted_pool(0, 0), ValueError, "sorted pool: scores must have 1 channels"),
         (lambda g: g.l2_normalize(0, -1.0), ValueError, "eps must be at least 0"),
-        (lambda g: g.scale(0, g.parameter("scale", (2,))), ValueError, "logarithm .* must be 1 x 1, not 1 x 2"),
+        (lambda g: g.amplify(0, g.parameter("scale", (2,))), ValueError, "logarithm .* must be 1 x 1, not 1 x 2"),
         (lambda g: g.concatenate([]), ValueError, "needs 1 to 128 values, not 0"),
         (lambda g: g.concatenate([0, g.pool(0, "mean")]), ValueError, "must lie in one row space"),
         (lambda g: g.row_cross_entropy(0, [], 0), ValueError, "target_rows must be"),
