@@ -72,10 +72,8 @@ EVERY = MAKERS | MORE
 
 
 def own_weights(**flags):
-    return weights_of(
-        families.Family("own", (families.Naming({role.rpartition("_")[0]: role.rpartition("_")[0] for role in layer_roles(**flags)}),)),
-        **flags,
-    )
+    parts = {role.rpartition("_")[0] for role in layer_roles(**flags)}
+    return weights_of(families.Family("own", (families.Naming({part: part for part in parts}),)), **flags)
 
 
 def inputs_of(layer, samples=5, tokens=7, memory_tokens=4):

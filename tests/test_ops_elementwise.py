@@ -190,12 +190,12 @@ def test_rms_norm_of_zeros_is_zero():
 
 @pytest.mark.parametrize("role", ["trainable", "frozen"])
 @pytest.mark.parametrize("read_twice", [True, False])
-def test_scale(role, read_twice):
+def test_scale_channels(role, read_twice):
     shape = Shape(6)
     x, factors = shape.normal(), shape.vector()
 
     def build(graph, values, known):
-        scaled = graph.scale(values["x"], known["factors"])
+        scaled = graph.scale_channels(values["x"], known["factors"])
         return graph.add(scaled, values["x"]) if read_twice else scaled
 
     arguments = shape.arguments({"factors": (role, factors)}, x=x)

@@ -293,7 +293,9 @@ def grouped_attention(query, key, value, query_lengths, key_lengths, *, heads, k
     bidirectional=st.booleans(),
     role=st.sampled_from(["trainable", "frozen"]),
 )
-def test_grouped_attention_with_relative_positions(seed, sharing, key_heads, causal, one_query, buckets, bidirectional, role):
+def test_grouped_attention_with_relative_positions(
+    seed, sharing, key_heads, causal, one_query, buckets, bidirectional, role
+):
     generator = np.random.default_rng(seed)
     key_lengths = ragged(generator, longest=7)
     query_lengths = [1] * len(key_lengths) if one_query else ragged(generator, samples=len(key_lengths), longest=7)
@@ -427,7 +429,12 @@ def test_rotary_asked_for_one_row_of_each_sample(pick, rows):
 
 @pytest.mark.parametrize(
     "heads, dimensions, theta, message",
-    [(3, 2, 10.0, "3 heads do not divide 8"), (2, 3, 10.0, "even and 2 to the 4"), (2, 6, 10.0, "not 6"), (2, 2, 0.5, "theta")],
+    [
+        (3, 2, 10.0, "3 heads do not divide 8"),
+        (2, 3, 10.0, "even and 2 to the 4"),
+        (2, 6, 10.0, "not 6"),
+        (2, 2, 0.5, "theta"),
+    ],
 )
 def test_rotary_refuses(heads, dimensions, theta, message):
     graph = _core.Graph(_core.Parameters(), False)

@@ -291,12 +291,12 @@ static PyObject *graph_multiply(GraphObject *self, PyObject *args, PyObject *key
     return graph_result(self, sherl_multiply(self->graph, a, b));
 }
 
-static PyObject *graph_scale(GraphObject *self, PyObject *args, PyObject *keywords) {
+static PyObject *graph_scale_channels(GraphObject *self, PyObject *args, PyObject *keywords) {
     sherl_value x;
     sherl_parameter scale;
     argument arguments[] = {handle_argument("x", &x), handle_argument("scale", &scale)};
-    if (!parse_arguments("scale", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
-    return graph_result(self, sherl_scale(self->graph, x, scale));
+    if (!parse_arguments("scale_channels", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_scale_channels(self->graph, x, scale));
 }
 
 static PyObject *graph_embedding(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -579,7 +579,7 @@ static PyMethodDef graph_methods[] = {
     METHOD("dropout", graph_dropout, "dropout($self, x, rate)\n--\n\nDropout in a training graph, else x."),
     METHOD("add", graph_add, "add($self, a, b)\n--\n\na + b"),
     METHOD("multiply", graph_multiply, "multiply($self, a, b)\n--\n\na * b"),
-    METHOD("scale", graph_scale, "scale($self, x, scale)\n--\n\nx * scale, channel by channel"),
+    METHOD("scale_channels", graph_scale_channels, "scale_channels($self, x, scale)\n--\n\nx * scale, channel by channel"),
     METHOD("embedding", graph_embedding, "embedding($self, indices, table)\n--\n\ntable[indices]"),
     METHOD("rotary", graph_rotary,
            "rotary($self, x, heads, dimensions, theta)\n--\n\n"

@@ -201,7 +201,8 @@ static PyObject *copy_weights(PyObject *mapping, unsigned conditions) {
                  PyUnicode_CompareWithASCIIString(key, layer_weights[i].key) == 0))
             i++;
         if (i < LENGTH(layer_weights)) continue;
-        PyErr_Format(PyExc_ValueError, "weights has the key %R, which a transformer layer of these settings does not have", key);
+        PyErr_Format(PyExc_ValueError,
+                     "weights has the key %R, which a transformer layer of these settings does not have", key);
         Py_DECREF(weights);
         return NULL;
     }

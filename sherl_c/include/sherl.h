@@ -199,7 +199,7 @@ sherl_value sherl_dropout(sherl_graph *graph, sherl_value x, double rate);
 sherl_value sherl_add(sherl_graph *graph, sherl_value a, sherl_value b);
 sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b);
 /* y = x * scale, channel by channel; scale: (1, channels) */
-sherl_value sherl_scale(sherl_graph *graph, sherl_value x, sherl_parameter scale);
+sherl_value sherl_scale_channels(sherl_graph *graph, sherl_value x, sherl_parameter scale);
 /* y = table[indices]; table: (entries, channels) */
 sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_parameter table);
 /* Turns, in each of the `heads` heads of x, channel i and channel i + dimensions / 2 (i < dimensions / 2) as a pair by

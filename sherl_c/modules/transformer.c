@@ -77,7 +77,7 @@ static sherl_value leave(const layer *l, const sublayer *s, sherl_value x, sherl
     f = sherl_dropout(l->graph, f, l->settings->dropout);
     if (l->settings->placement == SHERL_NORM_SANDWICH) f = normalize(l, s->name, "_after_norm", s->after_norm, f);
     if (l->settings->layer_scale)
-        f = sherl_scale(l->graph, f, layer_parameter(l, s->name, "_scale", "weight", SHERL_VECTOR, l->channels,
+        f = sherl_scale_channels(l->graph, f, layer_parameter(l, s->name, "_scale", "weight", SHERL_VECTOR, l->channels,
                                                      SHERL_INIT_ONES, s->scale->weight));
     sherl_value sum = sherl_add(l->graph, f, x);
     return l->settings->placement == SHERL_NORM_POST ? normalize(l, s->name, "_norm", s->norm, sum) : sum;

@@ -75,7 +75,7 @@ const sherl_op_type sherl_multiply_type = {
 /* ---- Scale --------------------------------------------------------------------------------------------------------- */
 
 /* y = x * scale, channel by channel; x, y: (rows, channels), scale: (1, channels) */
-static sherl_status scale_forward(const sherl_op *op, const sherl_tile *tile) {
+static sherl_status scale_channels_forward(const sherl_op *op, const sherl_tile *tile) {
     tile->kernels->scale_columns(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
                                  sherl_tile_write(tile, op->output), sherl_tile_rows(tile, op->output),
                                  sherl_tile_channels(tile, op->output), false);
@@ -83,7 +83,7 @@ static sherl_status scale_forward(const sherl_op *op, const sherl_tile *tile) {
 }
 
 /* dscale += column sums of dy * x; dx (+)= dy * scale */
-static sherl_status scale_backward(const sherl_op *op, const sherl_tile *tile) {
+static sherl_status scale_channels_backward(const sherl_op *op, const sherl_tile *tile) {
     size_t rows = sherl_tile_rows(tile, op->output), channels = sherl_tile_channels(tile, op->output);
     const sherl_real *dy = sherl_output_gradient(op, tile), *x = sherl_tile_read(tile, op->inputs[0]);
     sherl_real *dscale = sherl_op_parameter_gradient(op, tile, 0), *dx = sherl_input_gradient(op, tile, 0);
@@ -94,14 +94,15 @@ static sherl_status scale_backward(const sherl_op *op, const sherl_tile *tile) {
     return SHERL_OK;
 }
 
-static void scale_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
+static void scale_channels_reads(const sherl_op *op, const bool *trainable, sherl_backward_reads *reads) {
     (void)op;
     reads->inputs[0] = trainable[0];
 }
 
-const sherl_op_type sherl_scale_type = {
-    .name = "scale", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = scale_forward, .backward = scale_backward, .backward_reads = scale_reads,
+const sherl_op_type sherl_scale_channels_type = {
+    .name = "scale_channels", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
+    .forward = scale_channels_forward, .backward = scale_channels_backward,
+    .backward_reads = scale_channels_reads,
 };
 
 /* ---- Gated residual ------------------------------------------------------------------------------------------------ */

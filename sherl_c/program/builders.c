@@ -150,11 +150,11 @@ sherl_value sherl_gated(sherl_graph *graph, sherl_value gate, sherl_value x, she
                            gate, x);
 }
 
-sherl_value sherl_scale(sherl_graph *graph, sherl_value x, sherl_parameter scale) {
+sherl_value sherl_scale_channels(sherl_graph *graph, sherl_value x, sherl_parameter scale) {
     if (!sherl_check_value(graph, "scale", "x", x, false) ||
         !sherl_check_parameter(graph, "scale", "scale", scale, 1, sherl_graph_value(graph, x)->channels))
         return SHERL_NONE;
-    sherl_op op = {.type = &sherl_scale_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
+    sherl_op op = {.type = &sherl_scale_channels_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
                    .parameters = {scale}};
     return append_like_input(graph, &op);
 }

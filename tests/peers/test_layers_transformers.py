@@ -119,7 +119,8 @@ def t5(decoder, feed_forward):
 def detr(decoder):
     config = transformers.DetrConfig(
         use_timm_backbone=False, backbone_config=transformers.ResNetConfig(), d_model=FEATURES,
-        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER, **EAGER,
+        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=INNER, decoder_ffn_dim=INNER,
+        **EAGER,
     )  # fmt: skip
     module = randomized((DetrDecoderLayer if decoder else DetrEncoderLayer)(config))
     layer = sherl.TransformerLayer.from_detr(weights_of(module), HEADS, decoder=decoder)

@@ -7,16 +7,14 @@ import numpy as np
 from .. import _core
 from ..checks import flag, seed_number
 from ..features.features import Features, check_channels, from_padded
-from ..features.rows import Batch, offsets_of, read_reals, readable, select_rows
+from ..features.rows import Batch, offsets_of, read_reals, readable
 from .weights import load_state, owned_names, read_state, trainable_names
 
-_TOKENS, _MEMORY = "tokens", "memory"
+_TOKENS = "tokens"
 
 
 class Rows:
     """The rows of one call to a block, and the form in which rows are given back: padded arrays or features."""
-
-    memory = None  # rows of a second row space, taken along by `take_along`
 
     def __init__(self, values, names, mask, channels, dtype, mask_name="mask"):
         # `values`: padded arrays, or Features that hold the inputs between them.
@@ -40,37 +38,16 @@ class Rows:
             raise ValueError(f"{mask_name} leaves no row of any sample")
         self.lengths = lengths
         self.positions = None  # (samples, 1), where a head reads them
-        self._kept = None  # which samples are in the batch, where some that have rows are not
-
-    def take_along(self, memory, name):
-        """Let each sample bring its rows of a second row space, which it then must have."""
-        if len(memory.lengths) != len(self.lengths):
-            raise ValueError(f"{name} must have the {len(self.lengths)} samples of x, got {len(memory.lengths)}")
-        empty = (self.lengths > 0) & (memory.lengths == 0)
-        if empty.any():
-            raise ValueError(f"{name}_mask leaves no row of sample {empty.argmax()}")
-        if not self.lengths.all():
-            memory._kept = np.flatnonzero(self.lengths > 0)
-            memory.batch = memory.parts[0].batch(memory._kept)
-        self.memory = memory
-
-    @property
-    def spaces(self):
-        """Offsets by row space, as the core takes them."""
-        return self.batch.spaces if self.memory is None else [*self.batch.spaces, self.memory.batch.offsets]
 
     def sources(self):
-        sources = [source for part in self.parts for source in part.sources(part.batch(self._kept))]
-        if self.positions is not None:
-            sources.append((self.positions, None))
-        return sources if self.memory is None else sources + self.memory.sources()
+        sources = [source for part in self.parts for source in part.sources(part.batch())]
+        return sources if self.positions is None else [*sources, (self.positions, None)]
 
-    def sink(self, channels):
-        """Return a matrix of the caller's form for the core to write to, and the source that tells it where."""
-        if self.grid is None and self._kept is not None:
-            offsets = offsets_of(self.lengths)
-            matrix = np.zeros((int(offsets[-1]), channels), _core.REAL)
-            return matrix, (matrix, select_rows(offsets, None, self._kept).rows)
+    def sink(self, channels, name=None):
+        """Return a matrix of the caller's form for the core to write to, and the source that tells it where.
+
+        `name` is that of the input whose gradient it will hold, or None for the output; here all have the same rows.
+        """
         if self.grid is None:
             matrix = np.empty((int(self.batch.offsets[-1]), channels), _core.REAL)
             return matrix, (matrix, None)
@@ -78,7 +55,7 @@ class Rows:
         matrix = make((self.grid[0] * self.grid[1], channels), _core.REAL)
         return matrix, (matrix, self.batch.rows)
 
-    def given(self, matrix):
+    def given(self, matrix, name=None):
         """Return a matrix made by `sink` in the caller's form."""
         if self.grid is None:
             return Features([matrix], self.lengths)
@@ -118,15 +95,24 @@ class Block:
     # What a kind of block tells about itself.
 
     _pooled = False  # whether the output has one row a sample
-    _memory_inputs = ()  # names of inputs that lie in a row space of their own
 
     def _inputs(self):
         """Return (name, channels) of each input."""
         raise NotImplementedError
 
+    def _declare(self, graph, wanted):
+        """Declare the inputs in a graph, with a gradient those that are wanted."""
+        tokens = graph.space(_TOKENS)
+        inputs = [graph.input(name, tokens, channels, name in wanted) for name, channels in self._inputs()]
+        return inputs + self._declare_positions(graph)
+
     def _declare_positions(self, graph):
         """Return the input of the positions in a list, which is empty for a block that reads none."""
         return []
+
+    def _declared(self):
+        """Return the names of what `_declare` declares, in that order."""
+        return [name for name, _ in self._inputs()]
 
     def _build(self, graph, prefix, inputs):
         """Add the block to a graph and return its output."""
@@ -237,14 +223,7 @@ class Block:
 
     def _graph(self, store, prefix, training, wanted):
         graph = _core.Graph(store, training)
-        names = [name for name, _ in self._inputs()]
-        tokens = graph.space(_TOKENS)
-        memory = graph.space(_MEMORY) if set(names) & set(self._memory_inputs) else None
-        inputs = [
-            graph.input(name, memory if name in self._memory_inputs else tokens, channels, name in wanted)
-            for name, channels in self._inputs()
-        ]
-        graph.output(self._build(graph, prefix, inputs + self._declare_positions(graph)))
+        graph.output(self._build(graph, prefix, self._declare(graph, wanted)))
         return graph
 
     def _program(self, training, wanted):
@@ -269,29 +248,26 @@ class Block:
         output, sink = self._sink(rows)
         with self._lock:
             program = self._program(False, None)
-            program.forward(rows.batch.samples, rows.spaces, rows.sources(), [sink])
+            program.forward(rows.batch.samples, rows.batch.spaces, rows.sources(), [sink])
         return self._given(rows, output)
 
     def _gradient(self, rows, cotangent, wanted, training, seed, dtype):
         """Return the output, and gradients by parameter name and by the names of the wanted inputs."""
         output, sink = self._sink(rows)
         cotangent = self._cotangent(rows, cotangent, dtype)
-        home = {name: rows.memory if name in self._memory_inputs else rows for name in wanted}
-        sinks = {name: home[name].sink(channels) for name, channels in self._inputs() if name in wanted}
-        input_gradients = [sinks[name][1] if name in wanted else None for name, _ in self._inputs()]
-        if rows.positions is not None:
-            input_gradients.append(None)
+        sinks = {name: rows.sink(channels, name) for name, channels in self._inputs() if name in wanted}
         with self._lock:
             program = self._program(flag(training, "training"), wanted)
             program.gradient(
-                rows.batch.samples, rows.spaces, rows.sources(), [sink], cotangents=[cotangent],
-                input_gradients=input_gradients, seed=seed_number(seed),
+                rows.batch.samples, rows.batch.spaces, rows.sources(), [sink], cotangents=[cotangent],
+                input_gradients=[sinks[name][1] if name in wanted else None for name in self._declared()],
+                seed=seed_number(seed),
             )
             store, prefix = self._home()
             gradients = {
                 name: program.parameter_gradient(prefix + name) for name in trainable_names(store, prefix)
             }
-        gradients.update({name: home[name].given(matrix) for name, (matrix, _) in sinks.items()})
+        gradients.update({name: rows.given(matrix, name) for name, (matrix, _) in sinks.items()})
         return self._given(rows, output), gradients
 
     def _cotangent(self, rows, values, dtype):

@@ -39,6 +39,9 @@ class Head(UnaryBlock):
     def _declare_positions(self, graph):
         return [graph.indices("positions", _core.SAMPLES)] if self._takes_positions else []
 
+    def _declared(self):
+        return [*super()._declared(), *(["positions"] if self._takes_positions else [])]
+
     def _build(self, graph, prefix, inputs):
         x, *positions = inputs
         return graph.head(prefix, x, outputs=self._outputs, pooling=self.pool, pooler=self.pooler,

@@ -7,6 +7,7 @@ from . import families
 from .block import Block, Rows
 from .checkpoints import FromCheckpoints
 from .families import LETTERS, LayerWeights, layer_roles, own_name
+from .memory_rows import MEMORY_INPUTS, RowsWithMemory
 
 __all__ = ["T5Block", "TransformerLayer"]
 
@@ -88,7 +89,6 @@ class TransformerLayer(FromCheckpoints, Block):
         "layer_scale", "causal", "scale", "rotary_theta", "rotary_dimensions", "position_buckets", "max_distance",
         "bidirectional", "positions", "memory_features", "memory_positions",
     )  # fmt: skip
-    _memory_inputs = ("memory", "memory_positions")
 
     def __init__(self, features, heads, *, intermediate=None, activation="gelu", eps=1e-12, dropout=0.0,
                  attention_dropout=0.0, seed=0, key_heads=None, head_size=None, gated=False, placement="post",
@@ -345,9 +345,7 @@ class TransformerLayer(FromCheckpoints, Block):
                         mask_name)
 
         rows = rows_of(("x", "positions"), mask, "mask")
-        if "memory" in channels:
-            rows.take_along(rows_of(("memory", "memory_positions"), memory_mask, "memory_mask"), "memory")
-        return rows
+        return RowsWithMemory(rows, rows_of(MEMORY_INPUTS, memory_mask, "memory_mask")) if "memory" in channels else rows
 
     def _inputs(self):
         inputs = [("x", self.features)]
@@ -358,6 +356,14 @@ class TransformerLayer(FromCheckpoints, Block):
         if self.memory_positions:
             inputs.append(("memory_positions", self.memory_features))
         return inputs
+
+    def _declare(self, graph, wanted):
+        tokens = graph.space("tokens")
+        memory = None if self.memory_features is None else graph.space("memory")
+        return [
+            graph.input(name, memory if name in MEMORY_INPUTS else tokens, channels, name in wanted)
+            for name, channels in self._inputs()
+        ]
 
     def _build(self, graph, prefix, inputs, bfloat16=False):
         x, *others = inputs
