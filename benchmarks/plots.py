@@ -14,8 +14,8 @@ from benchmarks.report import MEBIBYTE, fastest, target_score  # noqa: E402
 from benchmarks.sides import BFLOAT16, FIRST_ROW  # noqa: E402
 
 # Colours that stay apart for colour-blind readers; a peer has the same one in every picture.
-COLOURS = {SHERL: "#D55E00", BFLOAT16: "#E69F00", "PyTorch": "#0072B2", "PyTorch, first row": "#56B4E9", "PyTorch compiled": "#009E73",
-           "PyTorch bfloat16": "#CC79A7", "JAX jit": "#555555"}
+COLOURS = {SHERL: "#D55E00", BFLOAT16: "#E69F00", "PyTorch": "#0072B2", "PyTorch, first row": "#56B4E9",
+           "PyTorch compiled": "#009E73", "PyTorch bfloat16": "#CC79A7", "JAX jit": "#555555"}
 AXIS_LABELS = {"batch": "samples in a batch", "tokens": "tokens of a sample", "taps": "taps",
                "hidden": "hidden channels", "threads": "threads"}
 
@@ -74,8 +74,8 @@ def rate(cases, path):
     shares = [100 * case.outcome.share for case in cases]
     axes.barh([case.title for case in cases], shares, color=COLOURS[SHERL])
     for place, (share, case) in enumerate(zip(shares, cases)):
-        axes.text(share, place, f"{share:.0f} %, {case.outcome.roofline:.2f} times the roofline ", va="center", ha="right",
-                  color="white")
+        axes.text(share, place, f"{share:.0f} %, {case.outcome.roofline:.2f} times the roofline ", color="white",
+                  va="center", ha="right")
     axes.axvline(100, color="#555555", linewidth=1)
     axes.invert_yaxis()
     axes.set_xlim(0, max(112, 1.1 * max(shares)))

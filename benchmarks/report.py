@@ -189,16 +189,16 @@ def page(results, plan, day):
         "## Not measured", "", *unmeasured(results), "",
         "## One training step", "",
         f"{first.batch} samples of {first.tokens} tokens, {first.threads} threads. A head reads the first token of a "
-        "sample or the mean of all. *First row*: the late layer computes only the row that is read; other peers compute all "
-        "rows. *Bfloat16* is sherl's late route, or PyTorch's autocast.", "",
+        "sample or the mean of all. *First row*: the late layer computes only the row that is read; other peers compute "
+        "all rows. *Bfloat16* is sherl's late route, or PyTorch's autocast.", "",
         "![Ratios to sherl](plots/steps.png)", "", *step_table(results.models),
         "## Batches with the lengths of real texts", "",
         f"{base.batch} samples with lengths drawn from those of the task's training texts; the peers pad them to the "
         "longest.", "", *step_table(results.texts),
         "## Work done beside what the machine can do", "",
         "Operations that the step needs ([flops.py](flops.py)) over its time, as a share of the rate of bare "
-        "matrix products of a tile's size, one a thread, timed in turn with it, by the same OpenBLAS kernels. Times the "
-        "roofline: the step's time over that of the needed operations at this rate.", "",
+        "matrix products of a tile's size, one a thread, timed in turn with it, by the same OpenBLAS kernels. Times "
+        "the roofline: the step's time over that of the needed operations at this rate.", "",
         "![Share of the rate of matrix products](plots/rate.png)", "", *rate_table([*results.models, *results.texts]),
         "## Time against sizes", "", f"From {sizes}, head on the first token, one size changed at a time.", "",
     ]

@@ -75,7 +75,8 @@ FULL = Plan(
     axes={"batch": (8, 16, 32, 64), "tokens": (32, 64, 128, 256), "taps": (3, 6, 12, 24), "hidden": (24, 48, 96, 192),
           "threads": (1, 2)},
     memory=BERT_BASE, memory_batches=(32, 64, 128, 256, 512, 1024), peer_batch=128,
-    sweep=dataclasses.replace(MINILM, batch=128), sweep_counts={"first": (1, 2, 5, 10), "mean": (1, 10)}, sweep_repeats=4,
+    sweep=dataclasses.replace(MINILM, batch=128), sweep_counts={"first": (1, 2, 5, 10), "mean": (1, 10)},
+    sweep_repeats=4,
     train_rows=2000, dev_rows=872, epochs=4, fine_tunings=2)
 
 QUICK = Plan(
