@@ -15,12 +15,13 @@ class OpCase:
     build : callable
         ``build(graph, values, parameters)`` returns the output value. ``values`` and ``parameters`` map the names of
         ``inputs`` and ``parameters`` to what the graph knows them as.
-    lengths : dict of str to list of int
-        Segment lengths, one a sample, by row space. Every row space has as many samples.
+    lengths : dict of str to list of int or of (int, int)
+        Segment lengths, one a sample, by row space; or heights and widths of images. Every row space has as many
+        samples.
     inputs : dict of str to (str, array)
         Row space and rows of each input. Integer arrays are indices; the others get a gradient.
-    output : (str, int)
-        Row space and channels of the output.
+    output : (str or int, int)
+        Row space, or number of rows where the ops make the row space, and channels of the output.
     parameters : dict of str to (str, array)
         Role ("trainable", "frozen" or "state") and data of each parameter.
     training : bool
@@ -39,18 +40,22 @@ class OpCase:
     def __init__(self, build, *, lengths, inputs, output, parameters=None, training=False, core=_core_double, tile_rows=5):
         self.real = np.dtype(core.REAL)
         self.samples = len(next(iter(lengths.values())))
-        self.lengths = {SAMPLES: [1] * self.samples, **lengths}
+        rows_of = lambda space: [int(np.prod(rows)) for rows in space]  # noqa: E731
+        self.lengths = {SAMPLES: [1] * self.samples, **{name: rows_of(space) for name, space in lengths.items()}}
         self.store = core.Parameters()
         graph = core.Graph(self.store, training)
-        spaces = {SAMPLES: core.SAMPLES, **{name: graph.space(name) for name in lengths}}
-        self.offsets = [None] + [np.cumsum([0, *rows]).astype(np.int64) for rows in lengths.values()]
+        spaces, self.offsets = {SAMPLES: core.SAMPLES}, [None]
+        for name, rows in lengths.items():
+            images = np.ndim(rows) == 2
+            spaces[name] = graph.grid(name) if images else graph.space(name)
+            self.offsets.append(np.array(rows if images else np.cumsum([0, *rows]), np.int64))
         self.inputs = {name: self._own(rows) for name, (_, rows) in inputs.items()}
         values = {name: self._declare(graph, name, spaces[inputs[name][0]]) for name in inputs}
         known = {name: self._parameter(graph, name, *given) for name, given in (parameters or {}).items()}
         self.parameters = {name: self.store.array(name) for name in known}
         value = build(graph, values, known)
         graph.output(value)
-        self.output_shape = (sum(self.lengths[output[0]]), output[1])
+        self.output_shape = (output[0] if isinstance(output[0], int) else sum(self.lengths[output[0]]), output[1])
         self.has_gradient = bool(self.store.names("trainable")) or any(map(is_real, self.inputs.values()))
         self.program = graph.compile(self.has_gradient)
         self.program.set_tile_rows(tile_rows)

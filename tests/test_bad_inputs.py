@@ -271,13 +271,13 @@ def test_wrong_fit_settings(case):
         (
             lambda: sherl.MTSA(3, 32, 8, down="linear"),
             ValueError,
-            "down must be one of 'layernorm', 'gated', got 'linear'",
+            "down must be one of 'layernorm', 'gated', 'relu', 'batchnorm', got 'linear'",
         ),
         (lambda: sherl.MTSA(3, 32, 8, guidance="none"), ValueError, "guidance must be one of"),
         (
             lambda: sherl.MTSA(3, 32, 8, up_norm="rms"),
             ValueError,
-            "up_norm must be one of None, 'layernorm', got 'rms'",
+            "up_norm must be one of None, 'layernorm', 'batchnorm', got 'rms'",
         ),
         (lambda: sherl.MTSA(3, 32, 8, eps=0), ValueError, "eps must be more than 0.0"),
         (lambda: sherl.MTSA(3, 32, 8, dropout=1.0), ValueError, "dropout must be less than 1.0"),
@@ -344,7 +344,7 @@ def test_wrong_fit_settings(case):
         (
             lambda: sherl.SideNetwork(sherl.MTSA(3, 32, 8), [3], sherl.Classifier(32, 2)),
             TypeError,
-            r"late\[0\] must be a TransformerLayer, got int",
+            r"late\[0\] must be a TransformerLayer or a Bottleneck, got int",
         ),
         (
             lambda: sherl.SideNetwork(sherl.MTSA(3, 16, 8), [frozen_layer()], sherl.Classifier(32, 2)),

@@ -232,7 +232,7 @@ def test_mtsa_takes_its_settings(core):
     graph = core.Graph(parameters, True)
     space = graph.space("tokens")
     taps = [graph.input(f"tap.{i}", space, 6) for i in range(3)]
-    settings = {"hidden": 2, "out_features": 6, "down": "gated", "guidance": "residual_mlp", "up_norm": True}
+    settings = {"hidden": 2, "out_features": 6, "down": "gated", "guidance": "residual_mlp", "up_norm": "layernorm"}
     graph.output(graph.mtsa("early.", taps, taps[-1], **settings, dropout=0.25, gate_temperature=0.5))
     graph.compile(True)
     names = parameters.names()

@@ -250,7 +250,7 @@ def graph_calls(core):
         (lambda g: g.squared_error(0, 77, 0), ValueError, "squared error"),
         (lambda g: g.mtsa("m.", [0, 77], 0, **mtsa), ValueError, "not a value"),
         (lambda g: g.mtsa("m.", [0], 0, hidden=0, out_features=8), ValueError, "hidden must be at least 1"),
-        (lambda g: g.mtsa("m.", [0, 0], 0, **mtsa, down="relu"), ValueError, 'down must be one of "layernorm"'),
+        (lambda g: g.mtsa("m.", [0, 0], 0, **mtsa, down="linear"), ValueError, 'down must be one of "layernorm"'),
         (lambda g: g.mtsa("m.", [0, 0], 0, **mtsa, guidance="mlp"), ValueError, 'guidance must be one of "token"'),
         (lambda g: g.mtsa("m.", [0, 0], 0, 2, 8), TypeError, "at most 3 positional arguments, but 5"),
         (lambda g: g.head("h.", 0, outputs=0), ValueError, "outputs must be at least 1"),

@@ -38,6 +38,11 @@ class Reference:
             self.arrays = {key: file[key] for key in file.files}
         self.name = name
         self.meta = json.loads(str(self.arrays["meta"]))
+        if self.meta.get("layout") == "NCHW":
+            self.arrays = {
+                key: value.transpose(0, 2, 3, 1) if value.ndim == 4 and not key.startswith("frozen/") else value
+                for key, value in self.arrays.items()
+            }
 
     def __getitem__(self, key):
         return self.arrays[key]
@@ -61,18 +66,24 @@ def errors(found, expected):
 def mtsa_of(reference):
     meta = reference.meta
     shape = reference["param/up.weight"].shape
+    taps = reference.taps()
     mtsa = sherl.MTSA(
-        taps=len(reference.taps()),
-        features=reference.taps()[0].shape[-1],
+        taps=len(taps),
+        features=[tap.shape[-1] for tap in taps],
         hidden=shape[1],
         out_features=shape[0],
         down=meta["variant"],
         guidance=meta.get("guidance", "token"),
         up_norm=meta["up_norm"],
+        pool=meta.get("pool_rates"),
+        base=meta.get("base", "first"),
+        gated_base=meta.get("gated_base", False),
     )
-    for name in ("eps", "down_norm_eps", "up_norm_eps", "gate_temperature"):
-        assert getattr(mtsa, name) == meta.get(name, getattr(mtsa, name))  # the defaults are those of the method
-    mtsa.load_state_dict(reference.group("param/"))
+    names = ("eps", "down_norm_eps", "up_norm_eps", "gate_temperature", "momentum")
+    wanted = {name: meta[name] for name in names if name in meta}
+    wanted |= {name: meta["norm_eps"] for name in ("down_norm_eps", "up_norm_eps") if "norm_eps" in meta}
+    assert {name: getattr(mtsa, name) for name in wanted} == wanted  # the defaults are those of the method
+    mtsa.load_state_dict(reference.group("param/") | reference.group("frozen/before/"))
     return mtsa
 
 
@@ -86,6 +97,53 @@ def test_mtsa(variant, require):
         reference,
         errors({"out": out}, {"out": reference["out"]}),
         errors({"out": mtsa(taps, last)}, {"out": reference["out"]}),
+        errors(gradients, reference.group("grad/")),
+    )
+
+
+def test_mtsa_of_images(require):
+    reference = Reference("mtsa_batchnorm")
+    mtsa = mtsa_of(reference)
+    taps, last = reference.taps(), reference["in/last"]
+    out, gradients = mtsa.vjp(taps, reference["cotangent"], last, taps_gradient=True, training=True)
+    after = reference.group("after/")
+    state = mtsa.state_dict()
+    require(
+        reference,
+        errors({"out": out}, {"out": reference["out"]}),
+        errors(gradients, reference.group("grad/")),
+        errors({name: state[name] for name in after}, after),
+        errors({"out": mtsa(taps, last)}, {"out": reference["out_eval_after"]}),
+    )
+
+
+@pytest.mark.parametrize("name", ["mtsa_spatial_cls", "mtsa_spatial_masked"])
+def test_mtsa_with_spatial_guidance(name, require):
+    reference = Reference(name)
+    mtsa = mtsa_of(reference)
+    arguments = {key: reference.arrays[f"in/{key}"] for key in ("mask", "position") if f"in/{key}" in reference.arrays}
+    taps, last = reference.taps(), reference["in/last"]
+    out, gradients = mtsa.vjp(taps, reference["cotangent"], last, taps_gradient=True, **arguments)
+    require(
+        reference,
+        errors({"out": out}, {"out": reference["out"]}),
+        errors({"out": mtsa(taps, last, **arguments)}, {"out": reference["out"]}),
+        errors(gradients, reference.group("grad/")),
+    )
+    if "position" in arguments:  # here they are the last rows
+        del arguments["position"]
+        assert np.array_equal(mtsa(taps, last, **arguments), out)
+
+
+@pytest.mark.parametrize("name", ["late_bottleneck_identity", "late_bottleneck_strided"])
+def test_late_bottleneck(name, require):
+    reference = Reference(name)
+    block = sherl.Bottleneck.from_resnet(reference.group("frozen/"), reference.meta["stride"], reference.meta["eps"])
+    out, gradients = block.vjp(reference["in/x"], reference["cotangent"])
+    require(
+        reference,
+        errors({"out": out}, {"out": reference["out"]}),
+        errors({"out": block(reference["in/x"])}, {"out": reference["out"]}),
         errors(gradients, reference.group("grad/")),
     )
 

@@ -70,7 +70,7 @@ class Network:
         taps = [graph.input(f"tap{i}", tokens, CHANNELS) for i in range(TAPS)]
         self.pick, self.given = pick, pick_inside and pick == "position"
         positions = graph.indices("positions", core.SAMPLES) if self.given else None
-        x = graph.mtsa("early.", taps, taps[-1], hidden=HIDDEN, out_features=CHANNELS, up_norm=True, dropout=dropout)
+        x = graph.mtsa("early.", taps, taps[-1], hidden=HIDDEN, out_features=CHANNELS, up_norm="layernorm", dropout=dropout)
         for number, kind in enumerate(late):
             x = layer(graph, f"late.{number}.", x, kind == "frozen", dropout)
         if pick_inside:

@@ -111,10 +111,11 @@ const sherl_real *array_frozen(const char *name, PyObject *object, size_t rows, 
 
 /* ---- Integers that steer the core -------------------------------------------------------------------------------- */
 
-/* A private copy of a vector of int64, so that nobody can change it after it was checked. Kept on the list `held`. */
-static const int64_t *hold_integers(const char *name, PyObject *object, size_t length, PyObject *held) {
+/* A private copy of int64, so that nobody can change it after it was checked. Kept on the list `held`. `columns` is 0
+ * for a vector. */
+static const int64_t *hold_integers(const char *name, PyObject *object, size_t length, size_t columns, PyObject *held) {
     PyArrayObject *array = as_array(name, object);
-    if (!array || !check_dimensions(name, array, 1)) return NULL;
+    if (!array || !check_dimensions(name, array, columns ? 2 : 1)) return NULL;
     if (!has_dtype(array, 'i', 8) || !PyArray_ISNOTSWAPPED(array)) {
         refuse_dtype(name, array, "int64 in native byte order");
         return NULL;
@@ -122,6 +123,11 @@ static const int64_t *hold_integers(const char *name, PyObject *object, size_t l
     if ((size_t)PyArray_DIM(array, 0) != length) {
         PyErr_Format(PyExc_ValueError, "%s must have %zu elements, not %zd", name, length,
                      (Py_ssize_t)PyArray_DIM(array, 0));
+        return NULL;
+    }
+    if (columns && (size_t)PyArray_DIM(array, 1) != columns) {
+        PyErr_Format(PyExc_ValueError, "%s must have %zu columns, not %zd", name, columns,
+                     (Py_ssize_t)PyArray_DIM(array, 1));
         return NULL;
     }
     PyObject *copy = PyArray_FromArray(array, PyArray_DescrFromType(NPY_INT64),
@@ -133,7 +139,7 @@ static const int64_t *hold_integers(const char *name, PyObject *object, size_t l
 }
 
 const size_t *array_offsets(const char *name, PyObject *object, size_t samples, PyObject *held) {
-    const int64_t *offsets = hold_integers(name, object, samples + 1, held);
+    const int64_t *offsets = hold_integers(name, object, samples + 1, 0, held);
     if (!offsets) return NULL;
     if (offsets[0] != 0) {
         PyErr_Format(PyExc_ValueError, "%s must start at 0, not %lld", name, (long long)offsets[0]);
@@ -149,8 +155,19 @@ const size_t *array_offsets(const char *name, PyObject *object, size_t samples, 
     return (const size_t *)offsets;
 }
 
+const size_t *array_grids(const char *name, PyObject *object, size_t samples, PyObject *held) {
+    const int64_t *grids = hold_integers(name, object, samples, 2, held);
+    for (size_t i = 0; grids && i < 2 * samples; i++) {
+        if (grids[i] >= 1) continue;
+        PyErr_Format(PyExc_ValueError, "%s must hold heights and widths of at least 1, not %lld for sample %zu", name,
+                     (long long)grids[i], i / 2);
+        return NULL;
+    }
+    return (const size_t *)grids;
+}
+
 static const int64_t *hold_rows(const char *name, PyObject *object, size_t count, size_t available, PyObject *held) {
-    const int64_t *rows = hold_integers(name, object, count, held);
+    const int64_t *rows = hold_integers(name, object, count, 0, held);
     for (size_t i = 0; rows && i < count; i++) {
         if (rows[i] >= 0 && (size_t)rows[i] < available) continue;
         PyErr_Format(PyExc_ValueError, "%s must lie between 0 and %zd, but element %zu is %lld", name,

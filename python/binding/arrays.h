@@ -37,5 +37,7 @@ bool array_rows(const char *name, PyObject *pair, const row_request *request, Py
 
 /* A checked private copy, put on the list `held`, of the row offsets of one row space; NULL with an exception set. */
 const size_t *array_offsets(const char *name, PyObject *array, size_t samples, PyObject *held);
+/* The same of the heights and widths, (samples, 2), of a row space of images. */
+const size_t *array_grids(const char *name, PyObject *array, size_t samples, PyObject *held);
 
 #endif

@@ -6,6 +6,8 @@
 
 void batch_release(bound_batch *batch) {
     PyMem_Free(batch->offsets);
+    PyMem_Free(batch->grids);
+    PyMem_Free(batch->rows);
     PyMem_Free(batch->inputs);
     PyMem_Free(batch->cotangents);
     PyMem_Free(batch->outputs);
@@ -29,30 +31,52 @@ static PyObject *hold_items(bound_batch *batch, const char *name, PyObject *obje
     return failed ? NULL : items;
 }
 
-static size_t rows_of_space(const bound_batch *batch, sherl_space space) {
-    return space == SHERL_SAMPLES ? batch->core.samples : batch->offsets[space][batch->core.samples];
+/* The row space of item `i` + 1 of the offsets. */
+static bool bind_space(bound_batch *batch, const declared_space *declared, size_t i, PyObject *array) {
+    char name[40];
+    size_t samples = batch->core.samples;
+    PyOS_snprintf(name, sizeof name, "offsets[%zu]", i + 1);
+    if (declared->images)
+        return (batch->grids[declared->space] = array_grids(name, array, samples, batch->held)) != NULL;
+    batch->offsets[declared->space] = array_offsets(name, array, samples, batch->held);
+    if (batch->offsets[declared->space]) batch->rows[declared->space] = batch->offsets[declared->space][samples];
+    return batch->offsets[declared->space] != NULL;
 }
 
-bool batch_bind_offsets(bound_batch *batch, const declarations *declared, const batch_arguments *given) {
+/* Rows of images, which follow from their heights and widths. */
+static bool count_pixels(bound_batch *batch, const ProgramObject *program) {
+    core_lock(program->parameters->state);
+    sherl_status status = sherl_program_rows(program->program, batch->core.samples, batch->core.offsets,
+                                             batch->core.grids, batch->rows);
+    core_unlock(program->parameters->state);
+    if (status == SHERL_SHAPE_MISMATCH)
+        PyErr_SetString(PyExc_ValueError, "offsets hold heights and widths that do not fit each other or a window");
+    else if (status)
+        raise_status(status, "offsets");
+    return status == SHERL_OK;
+}
+
+bool batch_bind_offsets(bound_batch *batch, const ProgramObject *program, const batch_arguments *given) {
+    const declarations *declared = &program->declared;
+    size_t spaces = sherl_program_spaces(program->program);
     *batch = (bound_batch){.core = {.samples = given->samples, .seed = given->seed, .step = given->step}};
     batch->held = PyList_New(0);
-    batch->offsets = make_table(declared->spaces, sizeof *batch->offsets);
-    if (!batch->held || !batch->offsets) return false;
+    batch->offsets = make_table(spaces, sizeof *batch->offsets);
+    batch->grids = make_table(spaces, sizeof *batch->grids);
+    batch->rows = make_table(spaces, sizeof *batch->rows);
+    if (!batch->held || !batch->offsets || !batch->grids || !batch->rows) return false;
     batch->core.offsets = batch->offsets;
-    PyObject *items = hold_items(batch, "offsets", given->offsets, declared->spaces, "row space");
+    batch->core.grids = batch->grids;
+    batch->rows[SHERL_SAMPLES] = given->samples;
+    PyObject *items = hold_items(batch, "offsets", given->offsets, declared->space_count + 1, "row space");
     if (!items) return false;
     if (PyTuple_GET_ITEM(items, SHERL_SAMPLES) != Py_None) {
         PyErr_SetString(PyExc_ValueError, "offsets[0] must be None: the row space of the samples needs no offsets");
         return false;
     }
-    for (size_t space = 1; space < declared->spaces; space++) {
-        char name[40];
-        PyOS_snprintf(name, sizeof name, "offsets[%zu]", space);
-        PyObject *array = PyTuple_GET_ITEM(items, (Py_ssize_t)space);
-        batch->offsets[space] = array_offsets(name, array, given->samples, batch->held);
-        if (!batch->offsets[space]) return false;
-    }
-    return true;
+    for (size_t i = 0; i < declared->space_count; i++)
+        if (!bind_space(batch, &declared->spaces[i], i, PyTuple_GET_ITEM(items, (Py_ssize_t)i + 1))) return false;
+    return !declared->has_images || count_pixels(batch, program);
 }
 
 /* Binds item `i` of a sequence of pairs to rows as declared. */
@@ -60,7 +84,7 @@ static bool bind_rows(bound_batch *batch, const char *sequence, PyObject *items,
                       bool writeable, row_view *view) {
     char name[40];
     PyOS_snprintf(name, sizeof name, "%s[%zu]", sequence, i);
-    row_request request = {.rows = rows_of_space(batch, rows->space), .channels = rows->channels,
+    row_request request = {.rows = batch->rows[rows->space], .channels = rows->channels,
                            .integers = rows->integers, .writeable = writeable};
     return array_rows(name, PyTuple_GET_ITEM(items, (Py_ssize_t)i), &request, batch->held, view);
 }
@@ -99,8 +123,9 @@ static sherl_sink *bind_sinks(bound_batch *batch, const char *name, PyObject *ob
 
 static bool is_given(const PyObject *object) { return object && object != Py_None; }
 
-bool batch_bind(bound_batch *batch, const declarations *declared, const batch_arguments *given) {
-    if (!batch_bind_offsets(batch, declared, given)) return false;
+bool batch_bind(bound_batch *batch, const ProgramObject *program, const batch_arguments *given) {
+    const declarations *declared = &program->declared;
+    if (!batch_bind_offsets(batch, program, given)) return false;
     if (!bind_sources(batch, "inputs", given->inputs, &declared->inputs, "input", &batch->inputs)) return false;
     batch->core.inputs = batch->inputs;
     if (is_given(given->outputs) &&

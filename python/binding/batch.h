@@ -7,7 +7,8 @@
 typedef struct bound_batch {
     sherl_batch core;
     PyObject *held; /* list that keeps every array of the call alive */
-    const size_t **offsets;
+    const size_t **offsets, **grids; /* by row space */
+    size_t *rows;                    /* by row space */
     sherl_source *inputs, *cotangents;
     sherl_sink *outputs, *input_gradients;
 } bound_batch;
@@ -19,10 +20,10 @@ typedef struct batch_arguments {
     uint64_t seed, step;
 } batch_arguments;
 
-/* Checks the arguments against what the graph declared. False with an exception set; release the batch in any case. */
-bool batch_bind(bound_batch *batch, const declarations *declared, const batch_arguments *given);
+/* Checks the arguments against what the program takes. False with an exception set; release the batch in any case. */
+bool batch_bind(bound_batch *batch, const ProgramObject *program, const batch_arguments *given);
 /* The same for the samples and offsets alone. */
-bool batch_bind_offsets(bound_batch *batch, const declarations *declared, const batch_arguments *given);
+bool batch_bind_offsets(bound_batch *batch, const ProgramObject *program, const batch_arguments *given);
 void batch_release(bound_batch *batch);
 
 #endif

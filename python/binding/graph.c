@@ -47,21 +47,26 @@ bool parse_handles(const char *name, PyObject *object, uint32_t **handles, size_
 void declarations_release(declarations *declared) {
     PyMem_Free(declared->inputs.items);
     PyMem_Free(declared->outputs.items);
+    PyMem_Free(declared->spaces);
     *declared = (declarations){0};
 }
 
-/* Room for one more. What the core has declared must be recorded, so room is made first. */
-static bool reserve(declared_list *list) {
-    if (list->count < list->capacity) return true;
-    size_t capacity = list->capacity ? 2 * list->capacity : 8;
-    declared_rows *items = PyMem_Realloc(list->items, capacity * sizeof *items);
-    if (!items) {
+/* Room for one more of `count` items. What the core has declared must be recorded, so room is made first. */
+static bool make_room(void **items, size_t count, size_t *capacity, size_t size) {
+    if (count < *capacity) return true;
+    size_t larger = *capacity ? 2 * *capacity : 8;
+    void *grown = PyMem_Realloc(*items, larger * size);
+    if (!grown) {
         PyErr_NoMemory();
         return false;
     }
-    list->items = items;
-    list->capacity = capacity;
+    *items = grown;
+    *capacity = larger;
     return true;
+}
+
+static bool reserve(declared_list *list) {
+    return make_room((void **)&list->items, list->count, &list->capacity, sizeof *list->items);
 }
 
 static bool copy_list(declared_list *copy, const declared_list *list) {
@@ -76,19 +81,39 @@ static bool copy_list(declared_list *copy, const declared_list *list) {
 }
 
 static bool copy_declarations(declarations *copy, const declarations *declared) {
-    *copy = (declarations){.spaces = declared->spaces, .has_loss = declared->has_loss};
-    if (copy_list(&copy->inputs, &declared->inputs) && copy_list(&copy->outputs, &declared->outputs)) return true;
+    *copy = (declarations){.has_images = declared->has_images, .has_loss = declared->has_loss};
+    copy->spaces = PyMem_Calloc(declared->space_count, sizeof *copy->spaces);
+    if (!copy->spaces) PyErr_NoMemory();
+    for (size_t i = 0; copy->spaces && i < declared->space_count; i++) copy->spaces[i] = declared->spaces[i];
+    copy->space_count = copy->space_capacity = declared->space_count;
+    if (copy->spaces && copy_list(&copy->inputs, &declared->inputs) && copy_list(&copy->outputs, &declared->outputs)) return true;
     declarations_release(copy);
     return false;
 }
 
-static PyObject *graph_space(GraphObject *self, PyObject *args, PyObject *keywords) {
+static PyObject *declare_space(GraphObject *self, PyObject *args, PyObject *keywords, const char *method,
+                               bool images) {
     const char *name;
     argument arguments[] = {text_argument("name", &name)};
-    if (!parse_arguments("space", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
-    sherl_space space = sherl_graph_space(self->graph, name);
-    if (space != SHERL_NONE) self->declared.spaces = (size_t)space + 1;
+    if (!parse_arguments(method, args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
+    declarations *declared = &self->declared;
+    if (!make_room((void **)&declared->spaces, declared->space_count, &declared->space_capacity,
+                   sizeof *declared->spaces))
+        return NULL;
+    sherl_space space = (images ? sherl_graph_grid : sherl_graph_space)(self->graph, name);
+    if (space != SHERL_NONE) {
+        declared->spaces[declared->space_count++] = (declared_space){.space = space, .images = images};
+        declared->has_images = declared->has_images || images;
+    }
     return graph_result(self, space);
+}
+
+static PyObject *graph_space(GraphObject *self, PyObject *args, PyObject *keywords) {
+    return declare_space(self, args, keywords, "space", false);
+}
+
+static PyObject *graph_grid(GraphObject *self, PyObject *args, PyObject *keywords) {
+    return declare_space(self, args, keywords, "grid", true);
 }
 
 static PyObject *graph_value_space(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -528,7 +553,6 @@ static PyObject *graph_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self) return NULL;
     Py_INCREF(parameters);
     self->parameters = (ParametersObject *)parameters;
-    self->declared.spaces = 1;
     sherl_status status =
         sherl_graph_create(state->context, self->parameters->parameters, training, &self->graph);
     if (!status) return (PyObject *)self;
@@ -555,6 +579,8 @@ static void graph_dealloc(GraphObject *self) {
 static PyMethodDef graph_methods[] = {
     METHOD("space", graph_space,
            "space($self, name)\n--\n\nA row space whose segment lengths are given with each batch."),
+    METHOD("grid", graph_grid,
+           "grid($self, name)\n--\n\nA row space of images whose heights and widths are given with each batch."),
     METHOD("value_space", graph_value_space, "value_space($self, value)\n--\n\nThe row space of a value."),
     METHOD("input", graph_input,
            "input($self, name, space, channels, needs_gradient=False)\n--\n\nRows of reals, bound by order."),
@@ -599,6 +625,14 @@ static PyMethodDef graph_methods[] = {
            "l2_normalize($self, x, eps=0.0)\n--\n\nx / (||x|| + eps), row by row."),
     METHOD("amplify", graph_amplify, "amplify($self, x, logarithm, initial=1.0)\n--\n\ninitial exp(logarithm) x"),
     METHOD("concatenate", graph_concatenate, "concatenate($self, values)\n--\n\nChannels side by side."),
+    METHOD("convolution", graph_convolution,
+           "convolution($self, x, weight, bias=None, size=1, stride=1, padding=0, activation='identity', output=None)"
+           "\n--\n\nactivation(W x + b) over the windows of images."),
+    METHOD("window_pool", graph_window_pool,
+           "window_pool($self, x, size, output=None)\n--\n\nMaximum plus mean over windows side by side."),
+    METHOD("spatial_guidance", graph_spatial_guidance,
+           "spatial_guidance($self, x, guide, weight, bias, gate=None, position=None, base='first', eps=1e-06, "
+           "temperature=0.1, index=0)\n--\n\nOne row a sample: its rows weighted by a guide, plus a base row."),
     METHOD("guidance", graph_guidance,
            "guidance($self, features, weight, bias, eps, add_guide=True)\n--\n\n"
            "The anti-redundancy consolidation of shallow features by the last one."),
@@ -618,9 +652,12 @@ static PyMethodDef graph_methods[] = {
            "Which row of its sample is meant, for each channel; the mean over those, times the sample's weight."),
     METHOD("mtsa", graph_mtsa,
            "mtsa($self, prefix, taps, last, *, hidden, out_features, down='layernorm', guidance='token', "
-           "up_norm=False, eps=1e-08, down_norm_eps=1e-05, up_norm_eps=1e-12, dropout=0.0, "
-           "gate_temperature=0.1)\n--\n\n"
-           "The MTSA block over taps of one row space, the guide last."),
+           "up_norm='none', eps=1e-08, down_norm_eps=1e-05, up_norm_eps=1e-12, momentum=0.1, dropout=0.0, "
+           "gate_temperature=0.1, windows=None, base='first', gated_base=False, position=None)\n--\n\n"
+           "The MTSA block over taps of one row space, or pooled to one, the guide last."),
+    METHOD("bottleneck", graph_bottleneck,
+           "bottleneck($self, prefix, x, weights, *, width, out_features, stride=1, bfloat16=False)\n--\n\n"
+           "A frozen bottleneck of a ResNet over images."),
     METHOD("transformer_layer", graph_transformer_layer,
            "transformer_layer($self, prefix, x, weights, *, positions=None, memory=None, memory_positions=None, heads, "
            "intermediate, key_heads=None, head_size=None, activation='gelu', gated=False, placement='post', "

@@ -13,6 +13,14 @@ PyObject *graph_result(GraphObject *self, uint32_t handle);
 /* Handles out of a sequence of integers; release them with PyMem_Free. */
 bool parse_handles(const char *name, PyObject *object, uint32_t **handles, size_t *count);
 
+/* Methods of graph_images.c. */
+PyObject *graph_convolution(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_window_pool(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_spatial_guidance(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_bottleneck(GraphObject *self, PyObject *args, PyObject *keywords);
+
+extern const char *const base_names[]; /* by sherl_base */
+
 /* Methods that add whole blocks. */
 PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *keywords);

@@ -8,15 +8,38 @@
 
 /* ---- MTSA and heads ---------------------------------------------------------------------------------------------- */
 
-static const char *const down_names[] = {"layernorm", "gated", NULL};        /* by sherl_down */
-static const char *const guidance_names[] = {"token", "residual_mlp", NULL}; /* by sherl_guidance_kind */
+static const char *const down_names[] = {"layernorm", "gated", "relu", "batchnorm", NULL}; /* by sherl_down */
+static const char *const guidance_names[] = {"token", "residual_mlp", "spatial", NULL}; /* by sherl_guidance_kind */
+static const char *const up_norm_names[] = {"none", "layernorm", "batchnorm", NULL};    /* by sherl_norm */
+
+/* The window of each tap as an array of its own; NULL with an exception set. */
+static size_t *parse_windows(PyObject *sequence, size_t count) {
+    PyObject *items = parse_sequence("windows", sequence, count, "tap");
+    size_t *windows = items ? PyMem_Calloc(count, sizeof *windows) : NULL;
+    if (items && !windows) PyErr_NoMemory();
+    for (size_t i = 0; windows && i < count; i++) {
+        char name[40];
+        uint64_t size;
+        PyOS_snprintf(name, sizeof name, "windows[%zu]", i);
+        if (parse_integer(name, PyTuple_GET_ITEM(items, (Py_ssize_t)i), 1, PTRDIFF_MAX, &size)) {
+            windows[i] = (size_t)size;
+        } else {
+            PyMem_Free(windows);
+            windows = NULL;
+        }
+    }
+    Py_XDECREF(items);
+    return windows;
+}
 
 PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords) {
     const char *prefix;
-    PyObject *sequence;
+    PyObject *sequence, *window_sequence = NULL;
     sherl_value last;
-    int down = SHERL_DOWN_LAYER_NORM, guidance = SHERL_GUIDANCE_TOKEN;
-    sherl_mtsa_settings settings = {.eps = 1e-8, .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .gate_temperature = 0.1};
+    int down = SHERL_DOWN_LAYER_NORM, guidance = SHERL_GUIDANCE_TOKEN, up_norm = SHERL_NORM_NONE;
+    int base = SHERL_BASE_FIRST;
+    sherl_mtsa_settings settings = {.eps = 1e-8, .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .momentum = 0.1,
+                                    .gate_temperature = 0.1, .position = SHERL_NONE};
     argument arguments[] = {text_argument("prefix", &prefix),
                             object_argument("taps", &sequence),
                             handle_argument("last", &last),
@@ -24,22 +47,35 @@ PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords) {
                             count_argument("out_features", 1, &settings.out_features),
                             optional(choice_argument("down", down_names, &down)),
                             optional(choice_argument("guidance", guidance_names, &guidance)),
-                            optional(flag_argument("up_norm", &settings.up_norm)),
+                            optional(choice_argument("up_norm", up_norm_names, &up_norm)),
                             optional(real_argument("eps", &settings.eps)),
                             optional(real_argument("down_norm_eps", &settings.down_norm_eps)),
                             optional(real_argument("up_norm_eps", &settings.up_norm_eps)),
+                            optional(real_argument("momentum", &settings.momentum)),
                             optional(real_argument("dropout", &settings.dropout)),
-                            optional(real_argument("gate_temperature", &settings.gate_temperature))};
+                            optional(real_argument("gate_temperature", &settings.gate_temperature)),
+                            or_none(object_argument("windows", &window_sequence)),
+                            optional(choice_argument("base", base_names, &base)),
+                            optional(flag_argument("gated_base", &settings.gated_base)),
+                            or_none(handle_argument("position", &settings.position))};
     if (!parse_arguments("mtsa", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
     settings.down = (sherl_down)down;
     settings.guidance = (sherl_guidance_kind)guidance;
+    settings.up_norm = (sherl_norm)up_norm;
+    settings.base = (sherl_base)base;
     sherl_value *taps;
-    size_t count;
+    size_t count, *windows = NULL;
     if (!parse_handles("taps", sequence, &taps, &count)) return NULL;
+    if (window_sequence && !(windows = parse_windows(window_sequence, count))) {
+        PyMem_Free(taps);
+        return NULL;
+    }
+    settings.windows = windows;
     core_lock(self->parameters->state);
     sherl_value value = sherl_mtsa(self->graph, prefix, taps, count, last, &settings);
     core_unlock(self->parameters->state);
     PyMem_Free(taps);
+    PyMem_Free(windows);
     return graph_result(self, value);
 }
 

@@ -75,11 +75,18 @@ typedef struct declared_list {
     size_t count, capacity;
 } declared_list;
 
+/* A row space that a batch brings: offsets, or heights and widths of images. */
+typedef struct declared_space {
+    sherl_space space;
+    bool images;
+} declared_space;
+
 /* What a batch has to bring. */
 typedef struct declarations {
     declared_list inputs, outputs;
-    size_t spaces;
-    bool has_loss;
+    declared_space *spaces; /* in order, without SHERL_SAMPLES */
+    size_t space_count, space_capacity;
+    bool has_images, has_loss;
 } declarations;
 
 typedef struct GraphObject {

@@ -11,7 +11,7 @@ static PyObject *run(ProgramObject *self, const batch_arguments *given, bool gra
     bound_batch batch;
     double loss = 0;
     sherl_status status = SHERL_OK;
-    bool bound = batch_bind(&batch, &self->declared, given);
+    bool bound = batch_bind(&batch, self, given);
     if (bound) {
         double *wanted = self->declared.has_loss ? &loss : NULL;
         PyThreadState *thread = core_enter(state);
@@ -113,10 +113,10 @@ static PyObject *program_memory(ProgramObject *self, PyObject *args, PyObject *k
     bound_batch batch;
     sherl_memory_report report;
     sherl_status status = SHERL_OK;
-    bool bound = batch_bind_offsets(&batch, &self->declared, &given);
+    bool bound = batch_bind_offsets(&batch, self, &given);
     if (bound) {
         core_lock(self->parameters->state);
-        status = sherl_program_memory(self->program, given.samples, batch.core.offsets, &report);
+        status = sherl_program_memory(self->program, given.samples, batch.core.offsets, batch.core.grids, &report);
         core_unlock(self->parameters->state);
     }
     batch_release(&batch);
@@ -131,10 +131,10 @@ static PyObject *program_least_memory(ProgramObject *self, PyObject *args, PyObj
     bound_batch batch;
     size_t bytes = 0;
     sherl_status status = SHERL_OK;
-    bool bound = batch_bind_offsets(&batch, &self->declared, &given);
+    bool bound = batch_bind_offsets(&batch, self, &given);
     if (bound) {
         core_lock(self->parameters->state);
-        status = sherl_program_least_memory(self->program, given.samples, batch.core.offsets, &bytes);
+        status = sherl_program_least_memory(self->program, given.samples, batch.core.offsets, batch.core.grids, &bytes);
         core_unlock(self->parameters->state);
     }
     batch_release(&batch);
@@ -207,6 +207,10 @@ static int program_set_lanes(ProgramObject *self, PyObject *number, void *Py_UNU
 
 static PyObject *program_get_staged(ProgramObject *self, void *Py_UNUSED(closure)) {
     return PyBool_FromLong(sherl_program_is_staged(self->program));
+}
+
+static PyObject *program_get_coupled(ProgramObject *self, void *Py_UNUSED(closure)) {
+    return PyBool_FromLong(sherl_program_is_coupled(self->program));
 }
 
 static PyObject *program_describe(ProgramObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -284,6 +288,7 @@ static PyMethodDef program_methods[] = {
 static PyGetSetDef program_properties[] = {
     {"lanes", (getter)program_get_lanes, (setter)program_set_lanes, "Most gradient lanes of a batch.", NULL},
     {"staged", (getter)program_get_staged, NULL, "Whether some ops run once for a block of tiles.", NULL},
+    {"coupled", (getter)program_get_coupled, NULL, "Whether some ops read the whole batch.", NULL},
     {"nbytes", (getter)program_nbytes, NULL, "Bytes of the arenas and gradients held between runs.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

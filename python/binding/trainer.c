@@ -27,7 +27,7 @@ static PyObject *trainer_accumulate(TrainerObject *self, PyObject *args, PyObjec
     bound_batch batch;
     double loss;
     sherl_status status = SHERL_OK;
-    bool bound = batch_bind(&batch, &self->program->declared, &given);
+    bool bound = batch_bind(&batch, self->program, &given);
     if (bound) {
         PyThreadState *thread = core_enter(state_of(self));
         status = sherl_trainer_accumulate(self->trainer, &batch.core, &loss);

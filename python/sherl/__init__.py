@@ -4,6 +4,7 @@ from . import _core, losses
 from .backbones import load_backbone
 from .blocks import (
     MTSA,
+    Bottleneck,
     Classifier,
     Detector,
     Embedding,
@@ -23,6 +24,7 @@ __version__ = _core.config()["version"]
 
 __all__ = [
     "MTSA",
+    "Bottleneck",
     "Callback",
     "Classifier",
     "Detector",

@@ -123,6 +123,10 @@ typedef struct sherl_graph sherl_graph;
 
 #define SHERL_SAMPLES ((sherl_space)0) /* the row space with one row a sample; every graph has it */
 
+/* A square window of size x size pixels that moves by `stride` over an image with `padding` rows and columns of zeros
+ * around it: height and width become floor((length + 2 padding - size) / stride) + 1. */
+typedef struct sherl_window { size_t size, stride, padding; } sherl_window;
+
 typedef enum sherl_activation {
     SHERL_IDENTITY,
     SHERL_RELU,
@@ -156,6 +160,9 @@ size_t sherl_graph_channels(const sherl_graph *graph, sherl_value value);
 sherl_space sherl_graph_value_space(const sherl_graph *graph, sherl_value value);
 /* A row space whose segment lengths are given with each batch. */
 sherl_space sherl_graph_space(sherl_graph *graph, const char *name);
+/* A row space of images: their heights and widths are given with each batch, and row y * width + x is a pixel. Ops that
+ * change the size make row spaces of their own, whose heights and widths follow. */
+sherl_space sherl_graph_grid(sherl_graph *graph, const char *name);
 /* Rows of reals, of integers, bound at run time by order of declaration. */
 sherl_value sherl_graph_input(sherl_graph *graph, const char *name, sherl_space space, size_t channels,
                               bool needs_gradient);
@@ -228,6 +235,15 @@ typedef struct sherl_attention_settings {
 /* softmax(scale q k^T + bias) v head by head, inside each segment; q may live in another row space than k and v. */
 sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value key, sherl_value value,
                             const sherl_attention_settings *settings);
+/* y = activation(sum over the window of W_dy,dx x_dy,dx + b) at each place of the window; x lies in a row space of
+ * images; W: (out, size * size * in), the window's rows first and the channels of x last; b: (1, out) or SHERL_NONE.
+ * `output` is the row space of y, which must get the same sizes in every batch, or SHERL_NONE: that of x where the
+ * window keeps all sizes, else a new one. */
+sherl_value sherl_convolution(sherl_graph *graph, sherl_value x, sherl_parameter weight, sherl_parameter bias,
+                              sherl_window window, sherl_activation activation, sherl_space output);
+/* y = maximum + mean over windows of size x size pixels side by side; what is left at the edges is not read. `output`
+ * as for a convolution. */
+sherl_value sherl_window_pool(sherl_graph *graph, sherl_value x, size_t size, sherl_space output);
 /* One row a sample: the first, the last, the mean or the maximum of its rows. */
 sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling);
 /* y[sample] = x[positions[sample]], counted from the sample's first row; positions: indices in SHERL_SAMPLES. A run with
@@ -248,6 +264,19 @@ sherl_value sherl_concatenate(sherl_graph *graph, const sherl_value *values, siz
  * e = x_{count-1}, plus e itself when `add_guide`; weight: (1, hidden), bias: (1, 1). */
 sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,
                            sherl_parameter bias, double eps, bool add_guide);
+/* One row a sample out of its rows x_t and its guide e (in SHERL_SAMPLES): u_t = relu(w . (e * x_t) + b);
+ * y = sum_t u_t x_t / (sum_t u_t + eps) + s x_base, where s = sigmoid(gate[index] / temperature), or 1 without a gate.
+ * weight: (1, channels), bias: (1, 1), gate: (1, more than index) or SHERL_NONE. The base is the sample's first row,
+ * its last, or the one whose number `position` (indices in SHERL_SAMPLES) holds. */
+typedef enum sherl_base { SHERL_BASE_FIRST, SHERL_BASE_LAST, SHERL_BASE_POSITION, SHERL_BASE_COUNT } sherl_base;
+typedef struct sherl_spatial_settings {
+    sherl_base base;
+    double eps, temperature;
+    size_t index;
+} sherl_spatial_settings;
+sherl_value sherl_spatial_guidance(sherl_graph *graph, sherl_value x, sherl_value guide, sherl_value position,
+                                   sherl_parameter weight, sherl_parameter bias, sherl_parameter gate,
+                                   const sherl_spatial_settings *settings);
 /* y = x + tanh(gate / temperature) last; gate: (1, 1) */
 sherl_value sherl_gated_residual(sherl_graph *graph, sherl_value x, sherl_value last, sherl_parameter gate,
                                  double temperature);
@@ -269,22 +298,34 @@ sherl_value sherl_row_cross_entropy(sherl_graph *graph, sherl_value logits, cons
 /* ---- Blocks -------------------------------------------------------------------------------------------------------------
  * Each adds its parameters under `prefix` ("early.", "late.0.", "head.") and returns its output. */
 
-typedef enum sherl_down { SHERL_DOWN_LAYER_NORM, SHERL_DOWN_GATED } sherl_down;
-typedef enum sherl_guidance_kind { SHERL_GUIDANCE_TOKEN, SHERL_GUIDANCE_RESIDUAL_MLP } sherl_guidance_kind;
+typedef enum sherl_down {
+    SHERL_DOWN_LAYER_NORM, SHERL_DOWN_GATED, SHERL_DOWN_RELU, SHERL_DOWN_BATCH_NORM, SHERL_DOWN_COUNT
+} sherl_down;
+typedef enum sherl_guidance_kind {
+    SHERL_GUIDANCE_TOKEN, SHERL_GUIDANCE_RESIDUAL_MLP, SHERL_GUIDANCE_SPATIAL, SHERL_GUIDANCE_KIND_COUNT
+} sherl_guidance_kind;
+typedef enum sherl_norm { SHERL_NORM_NONE, SHERL_NORM_LAYER, SHERL_NORM_BATCH, SHERL_NORM_COUNT } sherl_norm;
 
 typedef struct sherl_mtsa_settings {
     size_t hidden;              /* channels after the down maps */
     size_t out_features;        /* channels of the output and of `last` */
     sherl_down down;
     sherl_guidance_kind guidance;
-    bool up_norm;               /* layer norm after the up map */
+    sherl_norm up_norm;         /* after the up map; with a batch norm the relu comes last, not before the up map */
     double eps;                 /* of the l1 and l2 norms, outside the root */
     double down_norm_eps, up_norm_eps;
+    double momentum;            /* of batch norms */
     double dropout;             /* after the up map */
     double gate_temperature;
+    const size_t *windows;      /* taps in row spaces of images: window of each tap's pooling; NULL: none is pooled */
+    sherl_base base;            /* of spatial guidance, */
+    bool gated_base;            /* which may be scaled, */
+    sherl_value position;       /* and where it lies for SHERL_BASE_POSITION */
 } sherl_mtsa_settings;
 
-/* taps: `count` values of one row space, the guide last; last: what the late layer would have received. */
+/* taps: `count` values, the guide last, of one row space that is also that of the output, or with `windows` pooled to
+ * that of the last tap's; last: what the late layer would have received, in the row space of the output. With spatial
+ * guidance `last` has one row a sample, is the guide of all taps, and so is the row space of the output. */
 sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
                        sherl_value last, const sherl_mtsa_settings *settings);
 
@@ -343,6 +384,23 @@ typedef struct sherl_transformer_inputs {
 sherl_value sherl_transformer_layer(sherl_graph *graph, const char *prefix, const sherl_transformer_inputs *inputs,
                                     const sherl_transformer_weights *weights,
                                     const sherl_transformer_settings *settings);
+
+/* Weights of a ResNet bottleneck with their batch norms folded in, in the caller's memory: 1x1, 3x3 (in the order of
+ * sherl_convolution), 1x1, and, unless NULL, the 1x1 shortcut. */
+typedef struct sherl_bottleneck_weights {
+    const sherl_real *reduce_weight, *reduce_bias, *window_weight, *window_bias, *expand_weight, *expand_bias;
+    const sherl_real *shortcut_weight, *shortcut_bias;
+} sherl_bottleneck_weights;
+
+typedef struct sherl_bottleneck_settings {
+    size_t width, out_features; /* channels of the 3x3 map, of the output */
+    size_t stride;
+    bool bfloat16;              /* 1x1 maps of stride 1 as sherl_bfloat16_linear */
+} sherl_bottleneck_settings;
+
+/* A frozen bottleneck block (He et al., 2016; the stride at the 3x3 map) over a row space of images. */
+sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value x,
+                             const sherl_bottleneck_weights *weights, const sherl_bottleneck_settings *settings);
 
 typedef struct sherl_head_settings {
     size_t outputs; /* classes, or regression targets */
@@ -420,7 +478,11 @@ typedef struct sherl_sink {
 
 typedef struct sherl_batch {
     size_t samples;
-    const size_t *const *offsets; /* by space: samples + 1 row offsets, starting at 0; [SHERL_SAMPLES] may be NULL */
+    /* By space: samples + 1 row offsets, starting at 0. NULL for SHERL_SAMPLES and spaces of images. */
+    const size_t *const *offsets;
+    /* By space: height and width of each sample, for the declared spaces of images; NULL for the others. NULL where the
+     * graph has none. */
+    const size_t *const *grids;
     const sherl_source *inputs;   /* by order of declaration */
     const sherl_sink *outputs;    /* by order of declaration, or NULL */
     const sherl_source *cotangents; /* gradient given for each output, or NULL when the graph has a loss */
@@ -445,9 +507,9 @@ sherl_status sherl_program_set_block_rows(sherl_program *program, size_t rows);
  * batch and the budget but not on the number of threads. A run for which no cut fits ends with SHERL_OVER_BUDGET before
  * its first step. */
 sherl_status sherl_program_set_memory_budget(sherl_program *program, size_t bytes);
-/* The least budget with which a batch of these segment lengths runs; offsets as in sherl_batch. */
+/* The least budget with which a batch of these segment lengths runs; offsets and grids as in sherl_batch. */
 sherl_status sherl_program_least_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
-                                        size_t *bytes);
+                                        const size_t *const *grids, size_t *bytes);
 /* Bytes of the arenas and gradients that the program holds between runs. */
 size_t sherl_program_bytes(const sherl_program *program);
 /* Frees them; gradients are forgotten, those that wait in a trainer too. The next run makes its own. */
@@ -459,6 +521,8 @@ size_t sherl_program_lanes(const sherl_program *program);
 sherl_status sherl_program_set_lanes(sherl_program *program, size_t lanes);
 /* Whether the program has ops that run once for a whole block of tiles. */
 bool sherl_program_is_staged(const sherl_program *program);
+/* Whether it has ops that read the whole batch, so that its arenas grow with the batch. */
+bool sherl_program_is_coupled(const sherl_program *program);
 
 typedef struct sherl_memory_report { /* bytes */
     size_t frozen_weights, parameters, gradients, arenas;
@@ -466,9 +530,14 @@ typedef struct sherl_memory_report { /* bytes */
     size_t tile_rows, tiles, lanes, workers;
 } sherl_memory_report;
 
-/* What a batch of these segment lengths takes; offsets as in sherl_batch. */
+/* What a batch of these segment lengths takes; offsets and grids as in sherl_batch. */
 sherl_status sherl_program_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
-                                  sherl_memory_report *report);
+                                  const size_t *const *grids, sherl_memory_report *report);
+/* Row spaces of the graph, those included that its ops made. */
+size_t sherl_program_spaces(const sherl_program *program);
+/* Rows of such a batch by row space; SHERL_SHAPE_MISMATCH where the sizes of its images do not fit. */
+sherl_status sherl_program_rows(const sherl_program *program, size_t samples, const size_t *const *offsets,
+                                const size_t *const *grids, size_t *rows);
 /* A listing of the compiled ops, one a line, for people; release it with sherl_text_destroy. */
 sherl_status sherl_program_describe(const sherl_program *program, char **text);
 void sherl_text_destroy(sherl_program *program, char *text);
@@ -518,7 +587,9 @@ sherl_status sherl_trainer_update_together(sherl_trainer *const *trainers, size_
  * first. SHERL_INVALID_ARGUMENT for another parameter, and for factors below 0 or not finite. */
 sherl_status sherl_trainer_set_factors(sherl_trainer *trainer, sherl_parameter parameter, double learning_rate,
                                        double weight_decay);
-void sherl_trainer_discard(sherl_trainer *trainer); /* forgets the waiting gradients */
+/* Forgets the waiting gradients, and what their batches taught the running statistics of batch norms; so does every
+ * failure above. */
+void sherl_trainer_discard(sherl_trainer *trainer);
 /* Takes the gradients of the program's last run as those that wait: one run serves several trainers, each of its own
  * parameters. */
 void sherl_trainer_adopt(sherl_trainer *trainer);

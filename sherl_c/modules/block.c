@@ -55,3 +55,27 @@ sherl_value sherl_block_layer_norm(const sherl_block *block, const char *part, u
         sherl_graph_parameter(graph, bias, SHERL_VECTOR, channels, SHERL_TRAINABLE, SHERL_INIT_ZEROS, NULL);
     return sherl_layer_norm(graph, x, w, b, eps);
 }
+
+static sherl_parameter norm_parameter(const sherl_block *block, const char *part, uint32_t number, const char *suffix,
+                                      const char *leaf, size_t channels, sherl_role role,
+                                      sherl_initializer initializer) {
+    char name[NAME_BYTES];
+    if (!compose_name(block, part, number, suffix, leaf, name)) return SHERL_NONE;
+    return sherl_graph_parameter(block->graph, name, SHERL_VECTOR, channels, role, initializer, NULL);
+}
+
+sherl_value sherl_block_batch_norm(const sherl_block *block, const char *part, uint32_t number, const char *suffix,
+                                   sherl_value x, double eps, double momentum) {
+    sherl_graph *graph = block->graph;
+    if (!sherl_check_value(graph, "batch norm", "x", x, false)) return SHERL_NONE;
+    size_t channels = sherl_graph_channels(graph, x);
+    sherl_parameter weight =
+        norm_parameter(block, part, number, suffix, "weight", channels, SHERL_TRAINABLE, SHERL_INIT_ONES);
+    sherl_parameter bias =
+        norm_parameter(block, part, number, suffix, "bias", channels, SHERL_TRAINABLE, SHERL_INIT_ZEROS);
+    sherl_parameter mean =
+        norm_parameter(block, part, number, suffix, "running_mean", channels, SHERL_STATE, SHERL_INIT_ZEROS);
+    sherl_parameter variance =
+        norm_parameter(block, part, number, suffix, "running_var", channels, SHERL_STATE, SHERL_INIT_ONES);
+    return sherl_batch_norm(graph, x, weight, bias, mean, variance, eps, momentum);
+}

@@ -20,5 +20,9 @@ sherl_value sherl_block_linear(const sherl_block *block, const char *part, uint3
 /* Layer norm with weight one and bias zero. */
 sherl_value sherl_block_layer_norm(const sherl_block *block, const char *part, uint32_t number, const char *suffix,
                                    sherl_value x, double eps);
+/* Batch norm with weight one, bias zero, and running statistics as ever at the start: "….running_mean" zero,
+ * "….running_var" one. */
+sherl_value sherl_block_batch_norm(const sherl_block *block, const char *part, uint32_t number, const char *suffix,
+                                   sherl_value x, double eps, double momentum);
 
 #endif

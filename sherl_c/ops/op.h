@@ -86,6 +86,9 @@ struct sherl_op {
         struct { double eps; bool add_guide; } guidance;
         struct { double temperature; } gate;
         struct { double initial; } amplify;
+        struct { sherl_window window; sherl_activation activation; } convolution;
+        sherl_window window;
+        sherl_spatial_settings spatial;
         struct { double label_smoothing; } cross_entropy;
     } settings;
 };
@@ -96,6 +99,7 @@ struct sherl_tile {
     size_t first_sample, samples;      /* samples [first_sample, first_sample + samples) of the batch */
     const size_t *const *offsets;      /* by space: row offset of each sample of the batch, samples + 1 of them */
     const size_t *const *positions;    /* by selection: a row number within the segment for each sample of the batch */
+    const size_t *const *grids;        /* by space: height and width of each sample of the batch, NULL without images */
     const sherl_space *value_spaces;   /* by value */
     const size_t *value_channels;      /* by value */
     void *const *values;               /* by value: its rows of this tile */
@@ -136,6 +140,11 @@ static inline size_t sherl_tile_segment(const sherl_tile *tile, sherl_space spac
  * demand pass left with one row a sample. What an op makes of positions (random draws, masks) must count from here. */
 static inline size_t sherl_tile_position(const sherl_op *op, const sherl_tile *tile, size_t sample) {
     return tile->positions[op->selection][tile->first_sample + sample];
+}
+
+/* Height and width of local sample `sample` in a space of images. */
+static inline const size_t *sherl_tile_grid(const sherl_tile *tile, sherl_space space, size_t sample) {
+    return tile->grids[space] + 2 * (tile->first_sample + sample);
 }
 
 /* Gradient of the output; of input i, or NULL when it has none. */
@@ -180,6 +189,9 @@ extern const sherl_op_type sherl_l2_normalize_type;                             
 extern const sherl_op_type sherl_amplify_type, sherl_concatenate_type;             /* elementwise.c */
 extern const sherl_op_type sherl_row_cross_entropy_type;                           /* loss.c */
 extern const sherl_op_type sherl_guidance_type;                                    /* guidance.c */
+extern const sherl_op_type sherl_spatial_guidance_type;                            /* spatial_guidance.c */
+extern const sherl_op_type sherl_convolution_type;                                 /* convolution.c */
+extern const sherl_op_type sherl_window_pool_type;                                 /* window_pooling.c */
 extern const sherl_op_type sherl_cross_entropy_type, sherl_binary_cross_entropy_type, sherl_squared_error_type; /* loss.c */
 
 #endif

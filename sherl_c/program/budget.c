@@ -78,8 +78,12 @@ sherl_status sherl_budget_cut(const sherl_program *program, size_t samples, cons
 }
 
 sherl_status sherl_program_least_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
-                                        size_t *bytes) {
-    return measure(program, &(sherl_cut){1, 1, 1}, samples, offsets, bytes);
+                                        const size_t *const *grids, size_t *bytes) {
+    sherl_shapes shapes = {0};
+    sherl_status status = sherl_shapes_prepare(program, samples, offsets, grids, &shapes);
+    if (!status) status = measure(program, &(sherl_cut){1, 1, 1}, samples, shapes.offsets, bytes);
+    sherl_shapes_release(program->context, &shapes);
+    return status;
 }
 
 sherl_status sherl_program_set_memory_budget(sherl_program *program, size_t bytes) {

@@ -98,7 +98,8 @@ sherl_status sherl_program_compile(sherl_graph *graph, bool gradient, sherl_prog
     compiled->gradient = gradient;
     compiled->tile_rows = DEFAULT_TILE_ROWS;
     compiled->block_rows = DEFAULT_BLOCK_ROWS;
-    status = sherl_pass_demand(graph, &compiled->network);
+    status = sherl_network_copy_spaces(&compiled->network, &graph->network);
+    if (!status) status = sherl_pass_demand(graph, &compiled->network);
     if (!status) status = tabulate_parameters(compiled);
     if (!status) sherl_pass_associate(compiled);
     if (!status) sherl_pass_wide(graph, compiled);
@@ -168,6 +169,7 @@ sherl_status sherl_program_set_lanes(sherl_program *program, size_t lanes) {
 }
 
 bool sherl_program_is_staged(const sherl_program *program) { return program->staged; }
+bool sherl_program_is_coupled(const sherl_program *program) { return program->whole_batch; }
 
 /* Bytes of all parameters of the store, owned or frozen. */
 static void count_parameter_bytes(const sherl_program *program, sherl_memory_report *report) {
@@ -200,15 +202,17 @@ static size_t staging_bytes(const sherl_program *program, const sherl_plan *plan
 }
 
 sherl_status sherl_program_memory(const sherl_program *program, size_t samples, const size_t *const *offsets,
-                                  sherl_memory_report *report) {
+                                  const size_t *const *grids, sherl_memory_report *report) {
     const sherl_context *context = program->context;
+    sherl_shapes shapes = {0};
     sherl_tiling tiling = {0};
     sherl_extent extent = {0};
     sherl_plan plan = {0};
     sherl_cut cut;
-    sherl_status status = sherl_budget_cut(program, samples, offsets, &cut);
-    if (!status) status = sherl_tiling_cut(program, &cut, samples, offsets, &tiling);
-    if (!status) status = sherl_tiling_extent(program, &tiling, offsets, &extent);
+    sherl_status status = sherl_shapes_prepare(program, samples, offsets, grids, &shapes);
+    if (!status) status = sherl_budget_cut(program, samples, shapes.offsets, &cut);
+    if (!status) status = sherl_tiling_cut(program, &cut, samples, shapes.offsets, &tiling);
+    if (!status) status = sherl_tiling_extent(program, &tiling, shapes.offsets, &extent);
     if (!status) status = sherl_plan_cover(program, &extent, &plan);
     if (!status) {
         size_t threads = sherl_context_threads(context);
@@ -220,6 +224,7 @@ sherl_status sherl_program_memory(const sherl_program *program, size_t samples, 
         report->arenas = plan.block.bytes + report->workers * plan.tile.bytes;
         count_parameter_bytes(program, report);
     }
+    sherl_shapes_release(context, &shapes);
     sherl_tiling_release(context, &tiling);
     sherl_extent_release(context, &extent);
     sherl_plan_release(context, &plan);

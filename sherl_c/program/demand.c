@@ -157,7 +157,6 @@ sherl_status sherl_pass_demand(const sherl_graph *graph, sherl_network *network)
     const sherl_context *context = graph->context;
     const sherl_network *from = &graph->network;
     demand demand = {.from = from, .to = network};
-    network->space_count = from->space_count;
     sherl_status status = sherl_allocate(context, from->value_count, sizeof(uint32_t), &demand.asked);
     if (!status) status = sherl_allocate(context, from->value_count, sizeof(sherl_value), &demand.full);
     if (!status) status = sherl_allocate(context, from->value_count, sizeof(sherl_value), &demand.rows);

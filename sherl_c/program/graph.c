@@ -31,9 +31,10 @@ sherl_status sherl_graph_create(sherl_context *context, sherl_parameters *parame
     created->training = training;
     created->network.context = context;
     created->network.loss = SHERL_NONE;
-    created->network.space_count = 1; /* SHERL_SAMPLES */
+    sherl_space samples; /* the first one: SHERL_SAMPLES */
+    status = sherl_network_add_space(&created->network, SHERL_SPACE_SEGMENTS, &samples);
     uint32_t number;
-    status = sherl_network_add_selection(&created->network, sherl_first_rows, &number);
+    if (!status) status = sherl_network_add_selection(&created->network, sherl_first_rows, &number);
     if (status) {
         sherl_graph_destroy(created);
         return status;
@@ -67,11 +68,20 @@ void sherl_graph_set_staged(sherl_graph *graph, bool staged) {
     graph->staged = staged;
 }
 
-sherl_space sherl_graph_space(sherl_graph *graph, const char *name) {
+static sherl_space declare_space(sherl_graph *graph, const char *name, sherl_space_kind kind) {
+    sherl_space space;
     if (graph->status != SHERL_OK) return SHERL_NONE;
-    if (graph->network.space_count >= SHERL_NONE)
-        return sherl_graph_fail(graph, SHERL_SIZE_OVERFLOW, "row space %s: too many row spaces", name);
-    return (sherl_space)graph->network.space_count++;
+    sherl_status status = sherl_network_add_space(&graph->network, kind, &space);
+    if (!status) return space;
+    return sherl_graph_fail(graph, status, "row space %s: %s", name, sherl_status_text(status));
+}
+
+sherl_space sherl_graph_space(sherl_graph *graph, const char *name) {
+    return declare_space(graph, name, SHERL_SPACE_SEGMENTS);
+}
+
+sherl_space sherl_graph_grid(sherl_graph *graph, const char *name) {
+    return declare_space(graph, name, SHERL_SPACE_GRID);
 }
 
 static sherl_value declare_input(sherl_graph *graph, const char *name, sherl_space space, size_t channels,

@@ -4,12 +4,41 @@
 const sherl_selection sherl_first_rows = {SHERL_POOL_FIRST, SHERL_SAMPLES, SHERL_NONE};
 
 void sherl_network_release(sherl_network *network) {
+    sherl_release(network->context, network->space_kinds);
+    sherl_release(network->context, network->fits);
     sherl_release(network->context, network->values);
     sherl_release(network->context, network->inputs);
     sherl_release(network->context, network->ops);
     sherl_release(network->context, network->outputs);
     sherl_release(network->context, network->selections);
     *network = (sherl_network){.context = network->context, .loss = SHERL_NONE};
+}
+
+sherl_status sherl_network_add_space(sherl_network *network, sherl_space_kind kind, sherl_space *space) {
+    if (network->space_count >= SHERL_NONE) return SHERL_SIZE_OVERFLOW;
+    sherl_status status = sherl_grow(network->context, &network->space_kinds, &network->space_capacity,
+                                     network->space_count + 1, sizeof *network->space_kinds);
+    if (status) return status;
+    *space = (sherl_space)network->space_count;
+    network->space_kinds[network->space_count++] = kind;
+    return SHERL_OK;
+}
+
+sherl_status sherl_network_add_fit(sherl_network *network, sherl_fit fit) {
+    sherl_status status = sherl_grow(network->context, &network->fits, &network->fit_capacity, network->fit_count + 1,
+                                     sizeof *network->fits);
+    if (status) return status;
+    network->fits[network->fit_count++] = fit;
+    return SHERL_OK;
+}
+
+sherl_status sherl_network_copy_spaces(sherl_network *network, const sherl_network *from) {
+    sherl_status status = SHERL_OK;
+    sherl_space space;
+    for (size_t s = 0; s < from->space_count && !status; s++)
+        status = sherl_network_add_space(network, from->space_kinds[s], &space);
+    for (size_t i = 0; i < from->fit_count && !status; i++) status = sherl_network_add_fit(network, from->fits[i]);
+    return status;
 }
 
 sherl_status sherl_network_add_value(sherl_network *network, sherl_value_info info, sherl_value *value) {

@@ -78,6 +78,14 @@ typedef struct sherl_tiling {
     size_t bound_capacity, block_capacity, tiles, block_count, lanes;
 } sherl_tiling;
 
+/* The rows of a batch: those that the caller gives, and those that follow. */
+typedef struct sherl_shapes {
+    const size_t **offsets; /* by row space: samples + 1 row offsets */
+    const size_t **grids;   /* by row space: height and width of each sample, NULL where it has no images */
+    size_t *computed;       /* what of them is not the caller's */
+    size_t capacity;
+} sherl_shapes;
+
 struct sherl_program {
     sherl_context *context;
     sherl_parameters *parameters;
@@ -113,9 +121,7 @@ struct sherl_program {
     double *tile_losses;
     sherl_status *tile_status;
     size_t tile_capacity;
-    size_t *sample_offsets;          /* 0, 1, 2 …: offsets of SHERL_SAMPLES */
-    size_t sample_capacity;
-    const size_t **offsets;          /* by row space, during a run */
+    sherl_shapes shapes;             /* during a run */
     const size_t **positions;        /* by selection, during a run: a row number for each sample */
     size_t *position_table;          /* what they point to */
     size_t position_capacity;
@@ -132,6 +138,12 @@ sherl_status sherl_pass_residence(sherl_program *program);                      
 
 /* What the backward of an op reads, given which of its parameters are trained. */
 void sherl_op_backward_reads(const sherl_program *program, const sherl_op *op, sherl_backward_reads *reads);
+
+/* shapes.c: the rows of a batch, kept by `shapes` for as long as the caller's arrays; SHERL_INVALID_ARGUMENT where arrays
+ * are missing or hold no offsets, SHERL_SHAPE_MISMATCH where images do not fit their windows or each other. */
+sherl_status sherl_shapes_prepare(const sherl_program *program, size_t samples, const size_t *const *offsets,
+                                  const size_t *const *grids, sherl_shapes *shapes);
+void sherl_shapes_release(const sherl_context *context, sherl_shapes *shapes);
 
 /* Sizes that a plan must cover: rows of a tile and of a block, and the longest segment, by row space. */
 typedef struct sherl_extent {

@@ -25,7 +25,7 @@ static void *buffer_at(const run *run, const sherl_worker *worker, uint32_t buff
     const sherl_program *program = run->program;
     const sherl_buffer *info = &program->residence.buffers[buffer];
     if (!info->shared) return worker->arena + program->plan.offsets[buffer];
-    const size_t *offsets = program->offsets[info->space];
+    const size_t *offsets = program->shapes.offsets[info->space];
     return program->block_arena + program->plan.offsets[buffer] +
            (offsets[first_sample] - offsets[first_sample_of_block(run)]) * info->channels * info->element_size;
 }
@@ -48,7 +48,8 @@ static sherl_tile place_tile(const run *run, size_t worker_number, size_t first_
     }
     return (sherl_tile){
         .kernels = program->context->kernels, .first_sample = first_sample, .samples = samples,
-        .offsets = program->offsets, .positions = program->positions, .value_spaces = program->value_spaces,
+        .offsets = program->shapes.offsets, .grids = program->shapes.grids, .positions = program->positions,
+        .value_spaces = program->value_spaces,
         .value_channels = program->value_channels,
         .values = worker->values, .gradients = worker->gradients, .parameters = program->parameter_data,
         .parameter_rows = program->parameter_rows, .parameter_gradients = worker->parameter_gradients,
@@ -69,14 +70,14 @@ static void enter_lane(const run *run, size_t worker, size_t lane) {
 
 /* The row of the batch where a tile starts in a row space. */
 static size_t first_row(const run *run, const sherl_tile *tile, sherl_space space) {
-    return run->program->offsets[space][tile->first_sample];
+    return run->program->shapes.offsets[space][tile->first_sample];
 }
 
 static sherl_status load_selected_rows(const run *run, const sherl_tile *tile, const sherl_source *source,
                                        sherl_value value) {
     const sherl_program *program = run->program;
     const sherl_value_info *info = &program->network.values[value];
-    const size_t *offsets = program->offsets[program->network.inputs[info->input].space] + tile->first_sample;
+    const size_t *offsets = program->shapes.offsets[program->network.inputs[info->input].space] + tile->first_sample;
     const size_t *positions = program->positions[info->selection] + tile->first_sample;
     size_t row_bytes = info->channels * (info->integer ? sizeof(int32_t) : sizeof(sherl_real));
     for (size_t i = 0; i < tile->samples; i++) {
@@ -258,12 +259,6 @@ static void reduce_parameter(void *state, size_t parameter, size_t worker) {
 static sherl_status check_batch(const sherl_program *program, const sherl_batch *batch, bool gradient) {
     if (!batch || batch->samples == 0 || (program->network.input_count > 0 && !batch->inputs))
         return SHERL_INVALID_ARGUMENT;
-    for (size_t s = 1; s < program->network.space_count; s++) {
-        const size_t *offsets = batch->offsets ? batch->offsets[s] : NULL;
-        if (!offsets || offsets[0] != 0) return SHERL_INVALID_ARGUMENT;
-        for (size_t i = 0; i < batch->samples; i++)
-            if (offsets[i + 1] <= offsets[i]) return SHERL_INVALID_ARGUMENT;
-    }
     if (gradient && !program->gradient) return SHERL_INVALID_ARGUMENT;
     if (gradient && program->network.loss == SHERL_NONE && !batch->cotangents) return SHERL_INVALID_ARGUMENT;
     return SHERL_OK;

@@ -19,32 +19,16 @@ void sherl_workspace_release(sherl_program *program) {
     sherl_tiling_release(context, &program->tiling);
     sherl_release(context, program->tile_losses);
     sherl_release(context, program->tile_status);
-    sherl_release(context, program->sample_offsets);
-    sherl_release(context, program->offsets);
+    sherl_shapes_release(context, &program->shapes);
     sherl_release(context, program->positions);
     sherl_release(context, program->position_table);
     sherl_plan_release(context, &program->plan);
 }
 
-static sherl_status prepare_offsets(sherl_program *program, const sherl_batch *batch) {
-    const sherl_context *context = program->context;
-    size_t had = program->sample_capacity;
-    sherl_status status = sherl_grow(context, &program->sample_offsets, &program->sample_capacity, batch->samples + 1,
-                                     sizeof(size_t));
-    if (status) return status;
-    for (size_t i = had; i < program->sample_capacity; i++) program->sample_offsets[i] = i;
-    if (!program->offsets)
-        status = sherl_allocate(context, program->network.space_count, sizeof *program->offsets, &program->offsets);
-    if (status) return status;
-    program->offsets[SHERL_SAMPLES] = program->sample_offsets;
-    for (size_t s = 1; s < program->network.space_count; s++) program->offsets[s] = batch->offsets[s];
-    return SHERL_OK;
-}
-
 /* Which row of each sample a selection means; SHERL_INDEX_OUT_OF_RANGE where a sample does not have the row given. */
 static sherl_status find_positions(const sherl_program *program, const sherl_batch *batch,
                                    const sherl_selection *selection, size_t *positions) {
-    const size_t *offsets = program->offsets[selection->space];
+    const size_t *offsets = program->shapes.offsets[selection->space];
     for (size_t i = 0; i < batch->samples; i++) {
         size_t rows = offsets[i + 1] - offsets[i];
         int32_t given = 0;
@@ -77,8 +61,8 @@ static sherl_status prepare_positions(sherl_program *program, const sherl_batch 
 static sherl_status prepare_tiles(sherl_program *program, const sherl_batch *batch) {
     const sherl_context *context = program->context;
     sherl_cut cut;
-    sherl_status status = sherl_budget_cut(program, batch->samples, program->offsets, &cut);
-    if (!status) status = sherl_tiling_cut(program, &cut, batch->samples, program->offsets, &program->tiling);
+    sherl_status status = sherl_budget_cut(program, batch->samples, program->shapes.offsets, &cut);
+    if (!status) status = sherl_tiling_cut(program, &cut, batch->samples, program->shapes.offsets, &program->tiling);
     if (status || program->tiling.tiles <= program->tile_capacity) return status;
     sherl_release(context, program->tile_losses);
     sherl_release(context, program->tile_status);
@@ -137,7 +121,7 @@ static bool over_budget(const sherl_program *program) {
 
 static sherl_status prepare_plan(sherl_program *program) {
     sherl_extent extent;
-    sherl_status status = sherl_tiling_extent(program, &program->tiling, program->offsets, &extent);
+    sherl_status status = sherl_tiling_extent(program, &program->tiling, program->shapes.offsets, &extent);
     if (status) return status;
     status = sherl_plan_cover(program, &extent, &program->plan);
     if (!status && over_budget(program)) {
@@ -195,7 +179,8 @@ static sherl_status prepare_lanes(sherl_program *program) {
 }
 
 sherl_status sherl_workspace_prepare(sherl_program *program, const sherl_batch *batch, bool gradient) {
-    sherl_status status = prepare_offsets(program, batch);
+    sherl_status status =
+        sherl_shapes_prepare(program, batch->samples, batch->offsets, batch->grids, &program->shapes);
     if (!status) status = prepare_positions(program, batch);
     if (!status) status = prepare_tiles(program, batch);
     if (!status) status = prepare_plan(program);

@@ -2,6 +2,7 @@
 #include "../program/program.h"
 
 #include <math.h>
+#include <string.h>
 
 /* Parameters are worked on in pieces of this many reals. The cut depends on sizes alone, so sums over the pieces have
  * the same bits on any number of threads. */
@@ -24,6 +25,9 @@ struct sherl_trainer {
     size_t chunk_count;
     uint64_t steps;
     bool waiting; /* gradients */
+    sherl_real *states; /* SHERL_STATE parameters as they were before those gradients, one after the other */
+    size_t state_reals;
+    bool states_kept;
 };
 
 static bool is_rate(double number) { return isfinite(number) && number >= 0; }
@@ -81,6 +85,32 @@ static sherl_status place_moments(sherl_trainer *trainer, const bool *trained) {
     return SHERL_OK;
 }
 
+/* Copies the SHERL_STATE parameters to trainer->states, or back. */
+static void move_states(const sherl_trainer *trainer, bool back) {
+    sherl_real *kept = trainer->states;
+    for (sherl_parameter p = 0; p < trainer->program->parameter_count; p++) {
+        sherl_real *state = trainer->program->mutable_parameters[p];
+        if (!state) continue;
+        size_t size = parameter_size(trainer->program, p);
+        memcpy(back ? state : kept, back ? kept : state, size * sizeof *state);
+        kept += size;
+    }
+}
+
+/* The gradients that wait are given up: what their batches taught the running statistics goes with them. */
+static void give_up(sherl_trainer *trainer) {
+    if (trainer->states_kept) move_states(trainer, true);
+    trainer->states_kept = trainer->waiting = false;
+}
+
+static sherl_status make_states(sherl_trainer *trainer) {
+    const sherl_program *program = trainer->program;
+    for (sherl_parameter p = 0; p < program->parameter_count; p++)
+        if (program->mutable_parameters[p]) trainer->state_reals += parameter_size(program, p);
+    return sherl_allocate(sherl_program_context(program), trainer->state_reals, sizeof *trainer->states,
+                          &trainer->states);
+}
+
 static sherl_status make_chunks(sherl_trainer *trainer, const bool *no_decay) {
     const sherl_program *program = trainer->program;
     size_t count = 0;
@@ -115,6 +145,7 @@ sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_s
     made->settings = *settings;
     status = place_moments(made, trained);
     if (status == SHERL_OK) status = make_chunks(made, no_decay);
+    if (status == SHERL_OK) status = make_states(made);
     for (size_t i = 0; status == SHERL_OK && i < moment_count(settings); i++) {
         status = sherl_allocate(context, made->moment_reals, sizeof(sherl_real), &made->moments[i]);
     }
@@ -132,23 +163,32 @@ void sherl_trainer_destroy(sherl_trainer *trainer) {
     sherl_release(context, trainer->moments[0]);
     sherl_release(context, trainer->moments[1]);
     sherl_release(context, trainer->chunks);
+    sherl_release(context, trainer->states);
     sherl_release(context, trainer->offsets);
     sherl_release(context, trainer);
 }
 
 sherl_status sherl_trainer_accumulate(sherl_trainer *trainer, const sherl_batch *batch, double *loss) {
     double batch_loss = 0;
+    if (!trainer->waiting) {
+        move_states(trainer, false);
+        trainer->states_kept = true;
+    }
     sherl_status status = sherl_program_gradient(trainer->program, batch, trainer->waiting, &batch_loss);
     if (status == SHERL_OK && !isfinite(batch_loss)) status = SHERL_NOT_FINITE;
     /* A run that failed may have added a part of its gradient to what waited. */
+    if (status != SHERL_OK) give_up(trainer);
     trainer->waiting = status == SHERL_OK;
     if (status == SHERL_OK && loss) *loss = batch_loss;
     return status;
 }
 
-void sherl_trainer_discard(sherl_trainer *trainer) { trainer->waiting = false; }
+void sherl_trainer_discard(sherl_trainer *trainer) { give_up(trainer); }
 
-void sherl_trainer_adopt(sherl_trainer *trainer) { trainer->waiting = trainer->program->lane_count > 0; }
+void sherl_trainer_adopt(sherl_trainer *trainer) {
+    trainer->waiting = trainer->program->lane_count > 0;
+    trainer->states_kept = false;
+}
 
 static const sherl_real *chunk_gradient(const sherl_trainer *trainer, const chunk *piece) {
     return sherl_program_parameter_gradient(trainer->program, piece->parameter) + piece->start;
@@ -217,12 +257,13 @@ sherl_status sherl_trainer_update_together(sherl_trainer *const *trainers, size_
         held = trainers[i]->waiting && trainers[i]->program->lanes[0] &&
                trainers[i]->settings.clip_norm == trainers[0]->settings.clip_norm;
     if (!held) return SHERL_INVALID_ARGUMENT;
-    for (size_t i = 0; i < count; i++) {
-        trainers[i]->waiting = false;
-        squares += waiting_squares(trainers[i]);
-    }
+    for (size_t i = 0; i < count; i++) squares += waiting_squares(trainers[i]);
     double norm = sqrt(squares), most = trainers[0]->settings.clip_norm;
-    if (!isfinite(norm)) return SHERL_NOT_FINITE;
+    if (!isfinite(norm)) {
+        for (size_t i = 0; i < count; i++) give_up(trainers[i]);
+        return SHERL_NOT_FINITE;
+    }
+    for (size_t i = 0; i < count; i++) trainers[i]->states_kept = trainers[i]->waiting = false;
     for (size_t i = 0; i < count; i++) take_step(trainers[i], most > 0 ? fmin(1, most / (norm + 1e-6)) : 1);
     if (gradient_norm) *gradient_norm = norm;
     return SHERL_OK;
@@ -254,7 +295,7 @@ sherl_real *sherl_trainer_moment(sherl_trainer *trainer, int moment, sherl_param
 }
 
 size_t sherl_trainer_bytes(const sherl_trainer *trainer) {
-    size_t reals = moment_count(&trainer->settings) * trainer->moment_reals;
+    size_t reals = moment_count(&trainer->settings) * trainer->moment_reals + trainer->state_reals;
     return sizeof *trainer + trainer->chunk_count * sizeof *trainer->chunks + reals * sizeof(sherl_real) +
            trainer->program->parameter_count * sizeof *trainer->offsets;
 }

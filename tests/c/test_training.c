@@ -116,7 +116,7 @@ static void build_graph(sherl_graph *graph, const backbone *frozen) {
     sherl_value weights = sherl_graph_input(graph, "weights", SHERL_SAMPLES, 1, false);
 
     sherl_mtsa_settings mtsa = {.hidden = HIDDEN, .out_features = CHANNELS, .down = SHERL_DOWN_LAYER_NORM,
-                                .guidance = SHERL_GUIDANCE_TOKEN, .up_norm = true, .eps = 1e-8,
+                                .guidance = SHERL_GUIDANCE_TOKEN, .up_norm = SHERL_NORM_LAYER, .eps = 1e-8,
                                 .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .gate_temperature = 0.1};
     sherl_value x = sherl_mtsa(graph, "early.", taps, TAPS, taps[TAPS - 1], &mtsa);
 

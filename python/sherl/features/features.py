@@ -1,6 +1,7 @@
 """Features: hidden states of a frozen backbone for many samples, without padding."""
 
 import hashlib
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -8,8 +9,11 @@ import numpy as np
 from ..checks import count_of, one_of, whole_number
 from .rows import (
     Batch,
+    Segments,
     narrowed,
     offsets_of,
+    pixels_of,
+    read_images,
     read_mask,
     read_padded,
     read_positions,
@@ -32,6 +36,9 @@ _CHUNK = 512  # samples that are gathered at a time where rows must be copied
 class Features:
     """Taps of a frozen backbone: for every sample some rows (tokens), for every tap a matrix of rows and channels.
 
+    Taps may also be images, whose rows are pixels, row of pixels after row; then every tap has rows of its own, and
+    `lengths` and `offsets` are those of the last.
+
     A selection (``features[index]``, ``features.select(taps)``) shares the arrays of what it was taken from.
 
     Parameters
@@ -39,14 +46,17 @@ class Features:
     taps : sequence of array_like, each of shape (rows, channels)
         The samples' rows one after the other. float32, float64, float16 or bfloat16 (ml_dtypes, or uint16 with
         ``dtype="bfloat16"``). They are kept, not copied, where their channels lie side by side in native byte order.
-    lengths : array_like of int, shape (samples,)
-        Rows of each sample, one or more.
+    lengths : array_like of int, shape (samples,), optional
+        Rows of each sample, one or more; needed unless there are `sizes`. A last tap of one row a sample may come after
+        taps of others: the output of a tower, for spatial guidance.
     dtype : {None, "bfloat16"}
         How to take uint16.
     scales : sequence of array_like of float32, shape (rows,), or None, optional
         Of each tap that is int8, one number a row by which its integers are multiplied; None for another tap.
     positions : array_like of int, shape (samples,), optional
         A row of each sample, counted from its first, for heads with ``pool="position"``.
+    sizes : sequence of array_like of int, each of shape (samples, 2), optional
+        Of taps that are images: height and width of each sample.
     source : dict or None
         What the features were taken from; a network refuses features of another source than it was trained on.
 
@@ -58,7 +68,13 @@ class Features:
         Where shapes do not fit each other.
     """
 
-    def __init__(self, taps, lengths, *, dtype=None, scales=None, positions=None, source=None):
+    def __init__(self, taps, lengths=None, *, dtype=None, scales=None, positions=None, sizes=None, source=None):
+        taps, own = read_sequence(taps), None
+        if sizes is not None:
+            if lengths is not None:
+                raise ValueError("lengths must be left out with sizes, which tell them")
+            own = _read_sizes(sizes, len(taps))
+            lengths = np.diff(own[-1].offsets)
         lengths = np.asarray(lengths)
         if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu":
             raise ValueError(
@@ -66,7 +82,7 @@ class Features:
             )
         if lengths.min() < 1:
             raise ValueError(f"lengths must be 1 or more, got {lengths.min()} for sample {lengths.argmin()}")
-        arrays, elements, taps = [], [], _sequence(taps)
+        arrays, elements = [], []
         given = [None] * len(taps) if scales is None else list(scales)
         if len(given) != len(taps):
             raise ValueError(f"scales must have an item for each of the {count_of(len(taps), 'tap')}, got {len(given)}")
@@ -77,28 +93,33 @@ class Features:
             else:
                 array, element = np.asarray(tap), "int8"
                 given[number] = read_scales(given[number], array, name)
-            if array.ndim != 2 or array.shape[0] != lengths.sum() or array.shape[1] == 0:
+            rows = lengths.sum() if own is None else own[number].offsets[-1]
+            final = own is None and 0 < number == len(taps) - 1
+            if final and array.shape[:1] == lengths.shape != (rows,):
+                own, rows = [*[None] * number, _one_row_each(len(lengths))], len(lengths)
+            if array.ndim != 2 or array.shape[0] != rows or array.shape[1] == 0:
                 raise ValueError(
-                    f"taps[{number}] must have shape (rows, channels) with {lengths.sum()} rows, as many as lengths "
-                    f"count, got {array.shape}"
+                    f"taps[{number}] must have shape (rows, channels) with {rows} rows, as many as "
+                    f"{'lengths' if sizes is None else 'sizes'} count, got {array.shape}"
                 )
             arrays.append(readable(array))
             elements.append(element)
         positions = None if positions is None else read_positions(positions, lengths)
-        self._set(arrays, elements, offsets_of(lengths), None, None, source, given, positions)
+        self._set(arrays, elements, offsets_of(lengths), None, None, source, given, positions, own)
 
-    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None, positions=None):
+    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None, positions=None, own=None):
         # Sample i of the selection is sample samples[i] of the whole; that has rows offsets[…] to offsets[… + 1] of
-        # `rows`, which are row numbers of the arrays. None stands for 0, 1, 2 …
+        # `rows`, which are row numbers of the arrays. None stands for 0, 1, 2 … A tap with segments in `own` has those.
         self._arrays, self._elements = arrays, elements
         self._offsets, self._rows, self._samples = offsets, rows, samples
         self._source = source
         self._scales = [None] * len(arrays) if scales is None else scales
         self._positions = positions  # of the samples of the selection
+        self._own = own
         self._fingerprint = None
 
     def _with(self, **changes):
-        names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales", "positions")
+        names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales", "positions", "own")
         made = Features.__new__(Features)
         made._set(**{name: changes.get(name, getattr(self, "_" + name)) for name in names})
         return made
@@ -110,8 +131,10 @@ class Features:
         Parameters
         ----------
         taps : sequence of array_like, each of shape (batch, tokens, channels)
+            Or images (batch, height, width, channels), each tap of its own height and width. The last one may have
+            shape (batch, channels): one row a sample.
         mask : array_like of bool, int or float, shape (batch, tokens), optional
-            1 where a row is meant, in any pattern; rows where it is 0 are left out.
+            1 where a row is meant, in any pattern; rows where it is 0 are left out. Not with images.
         positions : array_like of int, shape (batch,), optional
             A row of each sample, counted among its rows that are meant, for heads with ``pool="position"``.
         dtype : {None, "bfloat16"}
@@ -121,6 +144,15 @@ class Features:
         -------
         Features
         """
+        taps = read_sequence(taps)
+        dimensions = [_dimensions(tap) for tap in taps]
+        if 4 in dimensions:
+            if mask is not None:
+                raise ValueError("mask goes with tokens; images have all their pixels")
+            features = from_images(taps, dtype=dtype)
+            return features if positions is None else features.with_positions(positions)
+        if len(taps) > 1 and dimensions[-1] == 2:
+            return _with_sample_rows(cls.from_arrays(taps[:-1], mask, positions, dtype=dtype), taps[-1], dtype)
         features, _ = from_padded(taps, mask, dtype=dtype)
         empty = np.flatnonzero(features.lengths == 0)
         if len(empty):
@@ -130,14 +162,21 @@ class Features:
     @property
     def taps(self):
         """The samples' rows one after the other, a matrix (rows, channels) per tap; copies where it is a selection."""
-        rows = self.batch().rows
-        return [array if rows is None else array[rows] for array in self._arrays]
+        batch = self.batch()
+        return [_picked(array, batch.rows_of(number)) for number, array in enumerate(self._arrays)]
 
     @property
     def scales(self):
         """For each tap what its rows are multiplied by, float32 of shape (rows,), where it is int8, else None."""
-        rows = self.batch().rows
-        return [array if rows is None or array is None else array[rows] for array in self._scales]
+        batch = self.batch()
+        return [_picked(array, batch.rows_of(number)) for number, array in enumerate(self._scales)]
+
+    @property
+    def sizes(self):
+        """For each tap the heights and widths, int64 of shape (samples, 2), where taps are images, else None."""
+        if self._own is None or self._own[-1].sizes is None:
+            return None
+        return [own.sizes if self._samples is None else own.sizes[self._samples] for own in self._own]
 
     @property
     def dtypes(self):
@@ -160,6 +199,14 @@ class Features:
         """Rows of the longest sample."""
         return int(self.lengths.max())
 
+    @cached_property
+    def largest(self):
+        """One sample with as many rows in each tap as any sample has there, as a `Batch` without rows."""
+        own = None
+        if self.sizes is not None:
+            own = [pixels_of(sizes.max(axis=0, keepdims=True)) for sizes in self.sizes]
+        return Batch(np.array([0, self.longest], np.int64), None, own=own)
+
     @property
     def offsets(self):
         """Where each sample's rows begin in `taps`, int64 of shape (samples + 1,)."""
@@ -178,8 +225,12 @@ class Features:
     @property
     def nbytes(self):
         """Bytes of the rows of these samples in all taps, scales included."""
-        scales = sum(array.itemsize for array in self._scales if array is not None)
-        return int(self.lengths.sum()) * (scales + sum(array.shape[1] * array.itemsize for array in self._arrays))
+        batch = self.batch()
+        row_bytes = [
+            array.shape[1] * array.itemsize + (0 if scales is None else scales.itemsize)
+            for array, scales in zip(self._arrays, self._scales)
+        ]
+        return sum(int(batch.offsets_of(number)[-1]) * size for number, size in enumerate(row_bytes))
 
     @property
     def fingerprint(self):
@@ -190,9 +241,12 @@ class Features:
             if self._positions is not None:
                 digest.update(b"positions")
                 digest.update(self._positions)
-            for array in [*self._arrays, *(array for array in self._scales if array is not None)]:
-                for rows in self._pieces(array):
-                    digest.update(np.ascontiguousarray(rows))
+            for sizes in self.sizes or ():
+                digest.update(np.ascontiguousarray(sizes))
+            for arrays in (self._arrays, self._scales):
+                for number, array in enumerate(arrays):
+                    for rows in self._pieces(number, array):
+                        digest.update(np.ascontiguousarray(rows))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -236,11 +290,19 @@ class Features:
         Features
         """
         count = len(self._arrays)
-        numbers = [whole_number(tap, "taps", -count, count - 1) for tap in _sequence(taps)]
+        numbers = [whole_number(tap, "taps", -count, count - 1) for tap in read_sequence(taps)]
         source = self.source
         if source and "states" in source:
             source["states"] = [source["states"][number] for number in numbers]
+        own = None if self._own is None else [self._own[number] for number in numbers]
+        if own is not None and all(tap is None for tap in own):
+            own = None
+        primary = {}
+        if own is not None and (own[-1] is not None) and (own[-1].sizes is not None or None not in own):
+            primary = {"offsets": own[-1].offsets, "rows": own[-1].rows}
         return self._with(
+            **primary,
+            own=own,
             arrays=[self._arrays[number] for number in numbers],
             elements=[self._elements[number] for number in numbers],
             scales=[self._scales[number] for number in numbers],
@@ -286,8 +348,8 @@ class Features:
             made, scale = narrowed(widened(array, element, old), dtype)
             arrays.append(made)
             scales.append(scale)
-        return Features(arrays, self.lengths, dtype=dtype if dtype == "bfloat16" else None, scales=scales,
-                        positions=self.positions, source=self.source)
+        return Features(arrays, None if self.sizes else self.lengths, dtype=dtype if dtype == "bfloat16" else None,
+                        scales=scales, positions=self.positions, sizes=self.sizes, source=self.source)
 
     def pooled(self, tap=-1, how="mean"):
         """Reduce each sample's rows of one tap to one.
@@ -307,29 +369,31 @@ class Features:
         tap = whole_number(tap, "tap", -len(self._arrays), len(self._arrays) - 1)
         array, element, scales = self._arrays[tap], self._elements[tap], self._scales[tap]
         if how in ("first", "last", "position"):
-            chosen = self._row_numbers(how)
+            chosen = self._row_numbers(tap, how)
             return widened(array[chosen], element, None if scales is None else scales[chosen])
         pooled = []
         for start in range(0, len(self), _CHUNK):
             batch = self.batch(np.arange(start, min(start + _CHUNK, len(self))))
-            rows = widened(array[batch.rows], element, None if scales is None else scales[batch.rows])
+            chosen, offsets = batch.rows_of(tap), batch.offsets_of(tap)
+            rows = widened(array[chosen], element, None if scales is None else scales[chosen])
             if how == "max":
-                pooled.append(np.maximum.reduceat(rows, batch.offsets[:-1], axis=0))
+                pooled.append(np.maximum.reduceat(rows, offsets[:-1], axis=0))
             else:
-                sums = np.add.reduceat(rows, batch.offsets[:-1], axis=0, dtype=np.float64)
-                pooled.append((sums / np.diff(batch.offsets)[:, None]).astype(rows.dtype))
+                sums = np.add.reduceat(rows, offsets[:-1], axis=0, dtype=np.float64)
+                pooled.append((sums / np.diff(offsets)[:, None]).astype(rows.dtype))
         return np.concatenate(pooled)
 
-    def _row_numbers(self, how):
-        """Return which row of the arrays is the first, the last or the given one of each sample."""
+    def _row_numbers(self, tap, how):
+        """Return which row of a tap's array is the first, the last or the given one of each sample."""
         batch = self.batch()
+        offsets, rows = batch.offsets_of(tap), batch.rows_of(tap)
         if how == "position":
             if self._positions is None:
                 raise ValueError(MISSING_POSITIONS)
-            chosen = batch.offsets[:-1] + self._positions
+            chosen = offsets[:-1] + self._positions
         else:
-            chosen = batch.offsets[:-1] if how == "first" else batch.offsets[1:] - 1
-        return chosen if batch.rows is None else batch.rows[chosen]
+            chosen = offsets[:-1] if how == "first" else offsets[1:] - 1
+        return chosen if rows is None else rows[chosen]
 
     def batch(self, index=None):
         """Return the rows of some samples as the core takes them.
@@ -347,29 +411,32 @@ class Features:
         if positions is not None:
             positions = (positions if index is None else positions[index]).reshape(-1, 1)
         if index is None and self._samples is None:
-            return Batch(self._offsets, self._rows, positions)
+            return Batch(self._offsets, self._rows, positions, self._own)
         if index is None:
             index = self._samples
         elif self._samples is not None:
             index = self._samples[index]
-        return select_rows(self._offsets, self._rows, index, positions)
+        chosen = select_rows(self._offsets, self._rows, index, positions)
+        if self._own is None:
+            return chosen
+        return replace(chosen, own=[own and own.select(index) for own in self._own])
 
     def sources(self, batch):
         """Return every tap's array with the rows that a batch takes of it."""
         return [
-            (array, batch.rows) if scales is None else (array, batch.rows, scales)
-            for array, scales in zip(self._arrays, self._scales)
+            (array, batch.rows_of(number)) if scales is None else (array, batch.rows_of(number), scales)
+            for number, (array, scales) in enumerate(zip(self._arrays, self._scales))
         ]
 
-    def _pieces(self, array):
-        for start in range(0, len(self), _CHUNK):
-            yield array[self.batch(np.arange(start, min(start + _CHUNK, len(self)))).rows]
+    def _pieces(self, tap, array):
+        for start in range(0, len(self) if array is not None else 0, _CHUNK):
+            yield array[self.batch(np.arange(start, min(start + _CHUNK, len(self)))).rows_of(tap)]
 
 
 def from_padded(taps, mask, names=None, dtype=None, mask_name="mask"):
     """Return padded arrays as features, and (batch, tokens); samples may have no row."""
     arrays, elements, grids = [], [], []
-    taps = _sequence(taps)
+    taps = read_sequence(taps)
     names = names or [f"taps[{number}]" for number in range(len(taps))]
     for name, tap in zip(names, taps):
         array, element, grid = read_padded(tap, name, dtype)
@@ -390,12 +457,77 @@ def from_padded(taps, mask, names=None, dtype=None, mask_name="mask"):
     return made, grids[0]
 
 
+def from_images(taps, names=None, dtype=None):
+    """Return images (batch, height, width, channels), of one size a tap, as features."""
+    arrays, elements, own, taps = [], [], [], read_sequence(taps)
+    names = names or [f"taps[{number}]" for number in range(len(taps))]
+    for name, tap in zip(names, taps):
+        array, element, sizes = read_images(tap, name, dtype)
+        arrays.append(array)
+        elements.append(element)
+        own.append(pixels_of(sizes))
+        if len(sizes) != len(own[0].sizes):
+            raise ValueError(f"{name} must have a batch of {len(own[0].sizes)}, as {names[0]} has, got {len(sizes)}")
+    made = Features.__new__(Features)
+    made._set(arrays, elements, own[-1].offsets, None, None, None, own=own)
+    return made
+
+
+def _with_sample_rows(features, values, dtype):
+    """Return features with a last tap of one row a sample."""
+    name, samples = f"taps[{len(features.channels)}]", len(features)
+    array, element = read_reals(values, name, dtype)
+    if array.shape[0] != samples or array.shape[1] == 0:
+        raise ValueError(f"{name} must have shape (batch, channels) with a batch of {samples}, got {array.shape}")
+    taps = len(features.channels)
+    return features._with(
+        arrays=[*features._arrays, readable(array)], elements=[*features._elements, element],
+        scales=[*features._scales, None], own=[*[None] * taps, _one_row_each(samples)],
+    )
+
+
+def _one_row_each(samples):
+    return Segments(np.arange(samples + 1, dtype=np.int64), None)
+
+
+def _dimensions(values):
+    try:
+        return np.ndim(values)
+    except ValueError:  # uneven lists, which are refused where they are read
+        return None
+
+
+def _picked(array, rows):
+    return array if rows is None or array is None else array[rows]
+
+
+def _read_sizes(sizes, taps):
+    """Return the segments of taps that are images of these sizes."""
+    sizes, own = list(sizes), []
+    if len(sizes) != taps:
+        raise ValueError(f"sizes must have an item for each of the {count_of(taps, 'tap')}, got {len(sizes)}")
+    for number, values in enumerate(sizes):
+        array = np.asarray(values)
+        if array.ndim != 2 or array.shape[1] != 2 or len(array) == 0 or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"sizes[{number}] must be whole numbers of shape (samples, 2), got {array.dtype} of shape {array.shape}"
+            )
+        if array.min() < 1:
+            raise ValueError(f"sizes[{number}] must be 1 or more, got {array.min()}")
+        own.append(pixels_of(np.ascontiguousarray(array, np.int64)))
+        if len(array) != len(own[0].sizes):
+            raise ValueError(
+                f"sizes[{number}] must have {len(own[0].sizes)} samples, as sizes[0] has, got {len(array)}"
+            )
+    return own
+
+
 def as_features(taps, mask=None, positions=None, *, channels=None, dtype=None):
     """Return a network's input as features.
 
     Parameters
     ----------
-    taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
+    taps : Features, or sequence of array_like, each of shape (batch, tokens, channels), or images
     mask : array_like, shape (batch, tokens), optional
     positions : array_like of int, shape (batch,), optional
     channels : sequence of int, optional
@@ -434,7 +566,8 @@ def check_channels(found, wanted, names=None):
             raise ValueError(f"{name} must have {count_of(right, 'channel')}, got {width}")
 
 
-def _sequence(taps):
+def read_sequence(taps):
+    """Return taps as a list of at least one."""
     if isinstance(taps, (str, bytes, dict)) or not hasattr(taps, "__iter__"):
         raise TypeError(f"taps must be a sequence of arrays, got {type(taps).__name__}")
     taps = list(taps)

@@ -10,6 +10,28 @@ REALS = ("float32", "float64", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Rows of each sample in a tap that does not share those of the other taps.
+
+    Attributes
+    ----------
+    offsets, rows
+        As of a `Batch`.
+    sizes : numpy.ndarray of int64, shape (samples, 2), or None
+        Height and width of each sample, where the rows are the pixels of images.
+    """
+
+    offsets: np.ndarray
+    rows: np.ndarray | None
+    sizes: np.ndarray | None = None
+
+    def select(self, samples):
+        """Return those of some samples."""
+        chosen = select_rows(self.offsets, self.rows, samples)
+        return Segments(chosen.offsets, chosen.rows, None if self.sizes is None else self.sizes[samples])
+
+
+@dataclass(frozen=True)
 class Batch:
     """Some samples, as the core takes them.
 
@@ -21,11 +43,14 @@ class Batch:
         Which rows of the arrays the batch takes, in order; None for all of them.
     positions : numpy.ndarray of int64, shape (samples, 1), or None
         A row of each sample, counted within it.
+    own : list of Segments or None, optional
+        By tap: rows of its own. None for a tap, or for all, that has those above.
     """
 
     offsets: np.ndarray
     rows: np.ndarray | None
     positions: np.ndarray | None = None
+    own: list | None = None
 
     @property
     def samples(self):
@@ -33,8 +58,26 @@ class Batch:
 
     @property
     def spaces(self):
-        """Offsets by row space: that of the samples, then that of the tokens."""
-        return [None, self.offsets]
+        """Offsets by row space: that of the samples, then that of the tokens, or the sizes of images tap by tap."""
+        images = [tap.sizes for tap in self.own or () if tap is not None and tap.sizes is not None]
+        return [None, *images] if images else [None, self.offsets]
+
+    def spaces_of(self, samples):
+        """Return the same of so many samples like the first."""
+        _, first, *others = self.spaces
+        if not others and first.ndim == 1:
+            return [None, np.arange(samples + 1, dtype=np.int64) * first[1]]
+        return [None, *(np.repeat(sizes[:1], samples, axis=0) for sizes in (first, *others))]
+
+    def rows_of(self, tap):
+        """Return which rows the batch takes of a tap's array."""
+        own = None if self.own is None else self.own[tap]
+        return self.rows if own is None else own.rows
+
+    def offsets_of(self, tap):
+        """Return where each sample's rows of a tap begin, counted within the batch."""
+        own = None if self.own is None else self.own[tap]
+        return self.offsets if own is None else own.offsets
 
 
 def read_reals(values, name, dtype=None):
@@ -138,6 +181,22 @@ def read_padded(values, name, dtype=None):
         raise ValueError(f"{name} is empty: its shape is {array.shape}")
     batch, tokens, channels = array.shape
     return readable(array.reshape(batch * tokens, channels)), element, (batch, tokens)
+
+
+def read_images(values, name, dtype=None):
+    """Return images (batch, height, width, channels) as a matrix of pixels, with the type's name and the sizes."""
+    array, element = read_reals(values, name, dtype)
+    if array.ndim != 4:
+        raise ValueError(f"{name} must have shape (batch, height, width, channels), got {array.shape}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} is empty: its shape is {array.shape}")
+    sizes = np.tile(np.array(array.shape[1:3], np.int64), (len(array), 1))
+    return readable(array.reshape(-1, array.shape[-1])), element, sizes
+
+
+def pixels_of(sizes):
+    """Return the segments of images of these heights and widths, (samples, 2)."""
+    return Segments(offsets_of(sizes.prod(axis=1)), None, sizes)
 
 
 def read_mask(mask, grid, name="mask"):

@@ -4,9 +4,10 @@ import numpy as np
 
 from .. import _core
 from ..blocks.block import Rows, read_sample_rows
+from ..blocks.forms import tap_sinks, taps_given
 from ..blocks.weights import trainable_names
 from ..checks import flag, seed_number
-from ..features.features import Features, as_features
+from ..features.features import Features, as_features, read_sequence
 from ..features.layout import Layout
 from ..training import scoring
 from ..training.budget import read_budget
@@ -24,7 +25,9 @@ class Inference:
         Parameters
         ----------
         taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
-            Hidden states of the backbone. float32, float64, float16 or bfloat16.
+            Hidden states of the backbone. float32, float64, float16 or bfloat16. Images (batch, height, width,
+            channels) where the early block has `pool`; with spatial guidance one more, the tower's output
+            (batch, channels).
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             With padded arrays: 1 where a row is meant; others are left out.
         positions : array_like of int, shape (batch,), optional
@@ -188,31 +191,35 @@ class Inference:
         dict of str to numpy.ndarray of float32, or Features
             Gradients by parameter name, and where asked for ``"tap0"``, ``"tap1"`` … in the form of the taps.
         """
-        rows = self._rows(taps, mask, positions, dtype)
-        channels = self.early.features if flag(taps_gradient, "taps_gradient") else []
-        sinks = [rows.sink(width) for width in channels]
+        taps = taps if isinstance(taps, Features) else read_sequence(taps)
+        features = self._features(taps, mask, positions, dtype)
+        batch = features.batch()
+        sinks = tap_sinks(features, taps) if flag(taps_gradient, "taps_gradient") else []
         input_gradients = [sink for _, sink in sinks]
-        if sinks and rows.positions is not None:
+        if sinks and self.head._positions_read(features.positions) is not None:
             input_gradients.append(None)
         if self.head._pooled:
-            cotangent = read_sample_rows(cotangent, rows.batch.samples, self.head.out_features), None
-            output = np.empty((rows.batch.samples, self.head.out_features), _core.REAL)
+            cotangent = read_sample_rows(cotangent, batch.samples, self.head.out_features), None
+            output = np.empty((batch.samples, self.head.out_features), _core.REAL)
             sink = output, None
         else:
+            names = [f"taps[{number}]" for number in range(self.early.taps)]
+            rows = Rows([taps] if isinstance(taps, Features) else taps, names, mask, self.early.features, dtype)
             cotangent = rows.cotangent(cotangent, self.head.out_features, dtype)
             output, sink = rows.sink(self.head.out_features)
         with self._lock:
             program = self._programs.output_gradient(flag(training, "training"), bool(taps_gradient))
             program.gradient(
-                rows.batch.samples, rows.batch.spaces, rows.sources(), [sink], cotangents=[cotangent],
+                batch.samples, batch.spaces, self._sources(features, batch), [sink], cotangents=[cotangent],
                 input_gradients=input_gradients or None, seed=seed_number(seed),
             )
             gradients = self._read_gradients(program)
-        gradients.update({f"tap{number}": rows.given(matrix) for number, (matrix, _) in enumerate(sinks)})
+        gradients.update(taps_given(features, taps, sinks))
         return output if self.head._pooled else rows.given(output), gradients
 
     def _features(self, taps, mask=None, positions=None, dtype=None):
-        features = as_features(taps, mask, positions, channels=self.early.features, dtype=dtype)
+        features = as_features(taps, mask, positions, dtype=dtype)
+        self.early._check_taps(features)
         self._check_source(features)
         self.head._positions_read(features.positions)
         return features
@@ -233,13 +240,6 @@ class Inference:
     def _note_source(self, features):
         if features.source is not None:
             self.features_source = features.source
-
-    def _rows(self, taps, mask, positions, dtype):
-        names = [f"taps[{number}]" for number in range(self.early.taps)]
-        features = self._features(taps, mask, positions, dtype)
-        rows = Rows([taps] if isinstance(taps, Features) else list(taps), names, mask, self.early.features, dtype)
-        rows.positions = self.head._positions_read(features.batch().positions)
-        return rows
 
     def _check_backbone(self, fingerprint):
         known = (self.features_source or {}).get("backbone", fingerprint)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..checks import one_of, whole_number
+from ..features.rows import Batch, pixels_of
 from ..training.budget import read_budget
 from ..training.optimizers import MOMENTS
 
@@ -27,7 +28,8 @@ class MemoryPlan:
     gradients : int
         Gradients of the trained weights, once for each of the `lanes`.
     workspace : int
-        Activations of the tiles that are computed at one time. It does not grow with the batch.
+        Activations of the tiles that are computed at one time. It does not grow with the batch, unless there are batch
+        norms.
     blas : int
         Buffers that OpenBLAS packs matrices into, one a thread; the process has them once, whatever uses it.
     staging : int
@@ -76,17 +78,17 @@ def plan(network, batch_size, tokens, optimizer, memory_budget):
     """Return the memory plan for batches of `batch_size` samples of `tokens` rows."""
     one_of(optimizer, "optimizer", tuple(MOMENTS))
     batch_size = whole_number(batch_size, "batch_size", 1)
-    tokens = whole_number(tokens, "tokens", 1)
-    offsets = np.arange(batch_size + 1, dtype=np.int64) * tokens
+    sample = _sample(network.early, tokens)
+    spaces = sample.spaces_of(batch_size)
     programs = network._programs
     program = programs.loss_gradient(True) if network.head._has_loss else programs.output_gradient(True, False)
-    report = program.memory(batch_size, [None, offsets])
+    report = program.memory(batch_size, spaces)
     state = MOMENTS[optimizer] * (report["gradients"] // report["lanes"])
     budget = read_budget(memory_budget, state)
     if budget is not None:
-        program.set_memory_budget(budget.room(program, tokens))
+        program.set_memory_budget(budget.room(program, sample, batch_size))
         try:
-            report = program.memory(batch_size, [None, offsets])
+            report = program.memory(batch_size, spaces)
         finally:
             program.set_memory_budget(0)
     return MemoryPlan(
@@ -101,6 +103,18 @@ def plan(network, batch_size, tokens, optimizer, memory_budget):
         lanes=report["lanes"],
         workers=report["workers"],
     )
+
+
+def _sample(early, tokens):
+    """Return one sample of so many rows, or of images of this height and width in the last tap."""
+    if not early.images:
+        return Batch(np.array([0, whole_number(tokens, "tokens", 1)]), None)
+    side = (tokens, tokens) if not hasattr(tokens, "__len__") else tokens
+    if len(side) != 2:
+        raise ValueError(f"tokens must be the height and width of the last tap, got {tokens!r}")
+    size = np.array([[whole_number(length, "tokens", 1) for length in side]])
+    own = [pixels_of(size * window) for window in early.pool]
+    return Batch(own[-1].offsets, None, own=own)
 
 
 def summary(network):

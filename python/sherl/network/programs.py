@@ -3,9 +3,10 @@
 from contextlib import contextmanager
 
 from .. import _core
+from ..blocks.bottleneck import Bottleneck
 from ..blocks.transformer import TransformerLayer
 
-_TOKENS = "tokens"
+LATE = (TransformerLayer, Bottleneck)
 
 
 class Programs:
@@ -65,7 +66,7 @@ class Programs:
         for other in self._compiled.values():
             if other is not program and other.nbytes:
                 other.release_workspace()
-        program.set_memory_budget(budget.room(program, features.longest))
+        program.set_memory_budget(budget.room(program, features.largest))
         try:
             yield
         finally:
@@ -80,14 +81,10 @@ class Programs:
 
     def _graph(self, training, *, loss, output, taps_gradient):
         graph = _core.Graph(self.store, training)
-        tokens = graph.space(_TOKENS)
-        taps = [graph.input(f"tap{number}", tokens, channels, taps_gradient)
-                for number, channels in enumerate(self._early.features)]
+        x = self._early._declare_in_network(graph, taps_gradient)
         positions = self._head._declare_positions(graph)
-        # The early block stands in for what the first late layer would have received: the last tap.
-        x = [*taps, taps[-1]]
         for prefix, block in self.parts():
-            frozen = isinstance(block, TransformerLayer) and not block.trainable
+            frozen = isinstance(block, LATE) and not block.trainable
             options = {"bfloat16": self._bfloat16} if frozen else {}
             inputs = x + positions if block is self._head else x
             x = [block._build(graph, prefix, inputs, **options)]

@@ -8,6 +8,7 @@ import numpy as np
 from .. import _core
 from ..blocks import (
     MTSA,
+    Bottleneck,
     Classifier,
     Detector,
     Embedding,
@@ -24,7 +25,7 @@ FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 _EARLY = {"MTSA": MTSA}
-_LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block}
+_LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block, "Bottleneck": Bottleneck}
 _HEADS = {kind.__name__: kind for kind in (Classifier, Detector, Embedding, Regressor, SpanPredictor, TokenClassifier)}
 
 
@@ -128,7 +129,7 @@ def _offered(backbone):
     layers = getattr(backbone, "layers", backbone)
     if layers is None:
         return []
-    if not hasattr(layers, "__iter__") or not all(isinstance(layer, TransformerLayer) for layer in layers):
+    if not hasattr(layers, "__iter__") or not all(isinstance(layer, tuple(_LATE.values())) for layer in layers):
         raise TypeError(f"backbone must be one of load_backbone or a sequence of layers, got {type(backbone).__name__}")
     return list(layers)
 
@@ -169,4 +170,8 @@ def _late(number, entry, layers):
 
 
 def _same_shape(layer, described):
+    if type(layer) is not type(described):
+        return False
+    if isinstance(layer, Bottleneck):
+        return layer.settings == described.settings
     return (layer.features, layer.intermediate) == (described.features, described.intermediate)

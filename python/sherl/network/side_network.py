@@ -6,6 +6,7 @@ from .. import _core
 from ..blocks.block import count_owned
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
+from ..blocks.bottleneck import Bottleneck
 from ..blocks.transformer import TransformerLayer
 from ..blocks.weights import load_state, read_state
 from ..checks import flag, one_of, seed_number
@@ -15,7 +16,7 @@ from ..training.optimizers import NO_DECAY, OptimizerSettings
 from ..training.stepper import Stepper
 from . import memory, saving
 from .inference import Inference
-from .programs import Programs
+from .programs import LATE, Programs
 
 __all__ = ["SideNetwork"]
 
@@ -30,7 +31,7 @@ class SideNetwork(Inference):
     ----------
     early : MTSA
         Its last tap is what the first late layer would have received in the backbone.
-    late : sequence of TransformerLayer
+    late : sequence of TransformerLayer or Bottleneck
         Any number of layers.
     head : Classifier, Regressor, TokenClassifier, SpanPredictor, Embedding or Detector
     seed : int
@@ -53,7 +54,7 @@ class SideNetwork(Inference):
             raise TypeError(f"early must be an MTSA, got {type(early).__name__}")
         if not isinstance(head, Head):
             raise TypeError(f"head must be a Classifier or a Regressor, or another head, got {type(head).__name__}")
-        if isinstance(late, TransformerLayer) or not hasattr(late, "__iter__"):
+        if isinstance(late, LATE) or not hasattr(late, "__iter__"):
             raise TypeError(f"late must be a sequence of layers, got {type(late).__name__}")
         self.early, self.late, self.head = early, list(late), head
         self.seed = seed_number(seed)
@@ -69,11 +70,18 @@ class SideNetwork(Inference):
 
     def _check_blocks(self):
         width, before = self.early.out_features, "early"
-        if width != self.early.features[-1]:
+        if width != self.early.features[-1] and not self.early._pooled:
             raise ValueError(f"early must have the {self.early.features[-1]} out_features of its last tap, got {width}")
+        if self.late and self.early._pooled:
+            raise ValueError("late must be empty after spatial guidance, which gives one row a sample, "
+                             f"got {len(self.late)}")
+        if self.early.images and self.head.pool == "first":
+            raise ValueError("head must have pool=\"mean\" or \"max\" over the pixels of images, got \"first\"")
         for name, block in self._blocks()[1:]:
-            if name != "head" and not isinstance(block, TransformerLayer):
-                raise TypeError(f"{name} must be a TransformerLayer, got {type(block).__name__}")
+            if name != "head" and not isinstance(block, LATE):
+                raise TypeError(f"{name} must be a TransformerLayer or a Bottleneck, got {type(block).__name__}")
+            if isinstance(block, Bottleneck) and not self.early.images:
+                raise ValueError(f"{name} is a Bottleneck, which takes images: early must have pool=")
             if name != "head" and len(block._inputs()) > 1:
                 others = ", ".join(other for other, _ in block._inputs()[1:])
                 raise ValueError(f"{name} must read x alone, as layers of a side network do, but it reads {others} too")
@@ -92,7 +100,7 @@ class SideNetwork(Inference):
         store = self._programs.store
         store.initialize(self.seed)
         for prefix, block in self._programs.parts():
-            if isinstance(block, TransformerLayer) and not block.trainable:
+            if isinstance(block, LATE) and not block.trainable:
                 continue
             if block._used():
                 load_state(store, prefix, block.state_dict(), strict=True)
@@ -120,7 +128,9 @@ class SideNetwork(Inference):
         Parameters
         ----------
         taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
-            Hidden states of the backbone. float32, float64, float16 or bfloat16.
+            Hidden states of the backbone. float32, float64, float16 or bfloat16. Images (batch, height, width,
+            channels) where the early block has `pool`; with spatial guidance one more, the tower's output
+            (batch, channels).
         labels : array_like
             Of a classifier class numbers (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
             regressor numbers (samples,), or (samples, outputs). Token classifiers and span predictors say themselves
@@ -335,8 +345,8 @@ class SideNetwork(Inference):
         ----------
         batch_size : int
             Samples of a batch.
-        tokens : int
-            Rows of a sample.
+        tokens : int, or (int, int)
+            Rows of a sample; of images height and width of the last tap.
         optimizer : {"adamw", "adam", "sgd"}
         memory_budget : int or str, optional
             As for `fit`.

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from ..checks import byte_count
 
 MIB = 2**20
@@ -24,31 +22,37 @@ class Budget:
         self.size, self.optimizer = size, optimizer
         self._rooms = {}
 
-    def room(self, program, longest):
+    def room(self, program, largest, samples=1):
         """Return the bytes that are left for arenas and gradients.
 
         Parameters
         ----------
         program : _core.Program
-        longest : int
-            Rows of the longest sample; one that fits alone fits in any batch.
+        largest : Batch
+            One sample, the largest; one that fits alone fits in any batch, unless the program is coupled.
+        samples : int
+            Of a batch; what a coupled program must hold at once.
 
         Raises
         ------
         ValueError
             Where it does not fit; it names the least budget with which it would.
         """
-        if (program, longest) not in self._rooms:
-            sample = 1, [None, np.array([0, longest], np.int64)]
+        samples = samples if program.coupled else 1
+        spaces = largest.spaces_of(samples)
+        key = program, *(space.tobytes() for space in spaces[1:])
+        if key not in self._rooms:
+            sample = samples, spaces
             fixed = self.optimizer + program.memory(*sample)["parameters"]
             least = fixed + program.least_memory(*sample)
             if self.size < least:
+                batch = f"batches of {samples}, which batch norms keep whole, of " if program.coupled else ""
                 raise ValueError(
                     f"memory_budget must be at least {least} bytes ({math.ceil(100 * least / MIB) / 100:.2f} MiB) for "
-                    f"samples of up to {longest} rows, got {self.size} bytes"
+                    f"{batch}samples of up to {largest.offsets[-1]} rows, got {self.size} bytes"
                 )
-            self._rooms[program, longest] = self.size - fixed
-        return self._rooms[program, longest]
+            self._rooms[key] = self.size - fixed
+        return self._rooms[key]
 
 
 def read_budget(value, optimizer=0):

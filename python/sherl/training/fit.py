@@ -104,11 +104,12 @@ class Fit:
         budget = self.stepper.budget
         if budget is None:
             return
-        budget.room(self.stepper.program, self.labelled.features.longest)
+        samples = min(self.batch_size, len(self.labelled))
+        budget.room(self.stepper.program, self.labelled.features.largest, samples)
         if self.validation is not None:
             programs = self.network._programs
             program = programs.evaluation() if self.loss is None else programs.output()
-            budget.room(program, self.validation.features.longest)
+            budget.room(program, self.validation.features.largest)
 
     def _run_epoch(self):
         self.state.epoch = self.epoch + 1

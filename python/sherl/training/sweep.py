@@ -431,6 +431,10 @@ def _read_configurations(configurations):
             raise TypeError(f"configuration {name!r} must be a SideNetwork, or a dictionary with one under 'network'")
         _check_names(own, (*_OWN, *_SETTINGS), f"configuration {name!r}")
         network = own["network"]
+        early = network.early
+        if early.images or early.guidance == "spatial" or "batchnorm" in (early.down, early.up_norm):
+            raise ValueError(f"configuration {name!r} must read tokens, without batch norms and spatial guidance; train "
+                             "it with fit")
         if id(network) in seen:
             raise ValueError(f"configuration {name!r} has the network of {seen[id(network)]!r}: each needs its own")
         seen[id(network)] = name

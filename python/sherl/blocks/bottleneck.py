@@ -1,0 +1,206 @@
+"""Bottleneck blocks of a ResNet, frozen, for the late route of images."""
+
+import hashlib
+
+import numpy as np
+
+from .. import _core
+from ..checks import flag, real_number, whole_number
+from .block import UnaryBlock
+from .forms import Images
+from .weights import read_weight
+
+__all__ = ["Bottleneck"]
+
+_MAPS = {"reduce": ("conv1", "bn1"), "window": ("conv2", "bn2"), "expand": ("conv3", "bn3"),
+         "shortcut": ("downsample.0", "downsample.1")}
+_NORM = ("weight", "bias", "running_mean", "running_var")
+_UNREAD = "num_batches_tracked"  # a counter beside each norm in checkpoints
+
+
+class Bottleneck(UnaryBlock):
+    """Frozen bottleneck block of a ResNet on images (batch, height, width, channels).
+
+    out = relu(W3 z + b3 + shortcut), z = relu(W2 relu(W1 x + b1) + b2) with 3x3 pixels and the stride at W2, and the
+    shortcut is x or W4 x + b4. The batch norms, frozen, are folded into the maps.
+
+    Made by `from_resnet`; a block made directly has no weights and only describes one.
+
+    Parameters
+    ----------
+    features : int
+        Channels of x.
+    width : int
+        Channels of the 3x3 map.
+    out_features : int, optional
+        Channels of the output; `features` when None.
+    stride : int
+        Of the 3x3 map.
+    shortcut : bool
+        Whether the shortcut is a map.
+
+    References
+    ----------
+    K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the stride stands at the 3x3 map, as in
+    torchvision.
+    """
+
+    trainable = False
+
+    def __init__(self, features, width, out_features=None, *, stride=1, shortcut=False):
+        super().__init__(0)
+        self.features = whole_number(features, "features", 1)
+        self.width = whole_number(width, "width", 1)
+        self._out_features = (
+            self.features if out_features is None else whole_number(out_features, "out_features", 1)
+        )
+        self.stride = whole_number(stride, "stride", 1)
+        self.shortcut = flag(shortcut, "shortcut")
+        if not self.shortcut and (self.stride > 1 or self._out_features != self.features):
+            raise ValueError("stride must be 1 and out_features those of x where the shortcut is no map")
+        self._frozen = None
+        self._fingerprint = None
+
+    @classmethod
+    def from_resnet(cls, weights, stride=1, eps=1e-5):
+        """Make a block of a torchvision ResNet's weights.
+
+        Parameters
+        ----------
+        weights : mapping of str to array_like
+            By names relative to the block: ``"conv1.weight"``, ``"bn1.weight"``, ``"bn1.bias"``,
+            ``"bn1.running_mean"``, ``"bn1.running_var"``, … of conv1 to conv3, and of ``"downsample.0"`` and
+            ``"downsample.1"`` where there is a shortcut map. Convolutions have shape (out, in, height, width). They are
+            copied, with the norms folded in.
+        stride : int
+            Of the block.
+        eps : float
+            Of the batch norms.
+
+        Returns
+        -------
+        Bottleneck
+
+        Raises
+        ------
+        ValueError
+            Where a weight is missing, unexpected, of another shape, or not finite.
+        """
+        eps = real_number(eps, "eps", above=0.0)
+        arrays = _read_resnet(weights)
+        frozen = {}
+        for role, (convolution, norm) in _MAPS.items():
+            if f"{convolution}.weight" in arrays:
+                frozen[f"{role}_weight"], frozen[f"{role}_bias"] = _folded(arrays, convolution, norm, eps)
+        width, features = arrays["conv1.weight"].shape[:2]
+        block = cls(features, width, len(arrays["conv3.weight"]), stride=stride,
+                    shortcut="shortcut_weight" in frozen)
+        block._frozen = frozen
+        return block
+
+    @property
+    def out_features(self):
+        return self._out_features
+
+    @property
+    def settings(self):
+        return {name: getattr(self, name) for name in ("features", "width", "out_features", "stride", "shortcut")}
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of the weights and the stride, in hexadecimal."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(repr(self.stride).encode())
+            for role, array in sorted(self._weights().items()):
+                digest.update(repr((role, array.shape)).encode())
+                digest.update(array)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def output_sizes(self, sizes):
+        """Return heights and widths of the output, (samples, 2), of those of the input."""
+        return (sizes - 1) // self.stride + 1
+
+    def _weights(self):
+        if self._frozen is None:
+            raise ValueError("the Bottleneck has no weights: make one with Bottleneck.from_resnet")
+        return self._frozen
+
+    def _frozen_count(self):
+        return sum(array.size for array in self._weights().values())
+
+    def _least_parameters(self):
+        return 0
+
+    def _with_dropout(self, other):
+        return self  # it has none
+
+    def _rows(self, x, mask, dtype):
+        if mask is not None:
+            raise ValueError("mask goes with tokens; images have all their pixels")
+        return Images([x], ["x"], self._inputs(), dtype, self.output_sizes)
+
+    def _inputs(self):
+        return [("x", self.features)]
+
+    def _declare(self, graph, wanted):
+        return [graph.input("x", graph.grid("pixels"), self.features, "x" in wanted)]
+
+    def _build(self, graph, prefix, inputs, bfloat16=False):
+        # As the core that is at work takes them: float32, and in tests float64 as well.
+        weights = {role: np.ascontiguousarray(array, _core.REAL) for role, array in self._weights().items()}
+        return graph.bottleneck(prefix, inputs[0], weights, width=self.width, out_features=self.out_features,
+                                stride=self.stride, bfloat16=bfloat16)
+
+    def __deepcopy__(self, memo):
+        return self  # it never changes
+
+    def __reduce__(self):
+        return _restored, (type(self), self.settings, self._frozen)
+
+
+def _read_resnet(weights):
+    """Return a bottleneck's weights by name, checked."""
+    if not hasattr(weights, "keys"):
+        raise TypeError(f"weights must be a dictionary of arrays by name, got {type(weights).__name__}")
+    given = [name for name in weights if not str(name).endswith(_UNREAD)]
+    shortcut = any(str(name).startswith("downsample.") for name in given)
+    maps = [names for role, names in _MAPS.items() if role != "shortcut" or shortcut]
+    known = {f"{convolution}.weight" for convolution, _ in maps}
+    known |= {f"{norm}.{leaf}" for _, norm in maps for leaf in _NORM}
+    groups = {"missing": sorted(known - set(given)), "unexpected": sorted(str(name) for name in set(given) - known)}
+    if any(groups.values()):
+        faults = "; ".join(f"{kind} {', '.join(names)}" for kind, names in groups.items() if names)
+        raise ValueError(f"weights must be those of a ResNet bottleneck: {faults}")
+    arrays = {name: read_weight(weights[name], f"weights[{name!r}]") for name in known}
+    for name in ("conv1.weight", "conv3.weight"):
+        if arrays[name].ndim != 4:
+            raise ValueError(f"weights[{name!r}] must have shape (out, in, height, width), got {arrays[name].shape}")
+    width, features = arrays["conv1.weight"].shape[:2]
+    outputs = len(arrays["conv3.weight"])
+    shapes = {"conv1": (width, features, 1, 1), "conv2": (width, width, 3, 3), "conv3": (outputs, width, 1, 1),
+              "downsample.0": (outputs, features, 1, 1)}
+    for convolution, norm in maps:
+        shape = shapes[convolution]
+        wanted = {f"{convolution}.weight": shape, **{f"{norm}.{leaf}": shape[:1] for leaf in _NORM}}
+        for name, right in wanted.items():
+            if arrays[name].shape != right:
+                raise ValueError(f"weights[{name!r}] must have shape {right}, got {arrays[name].shape}")
+        if (arrays[f"{norm}.running_var"] < 0).any():
+            raise ValueError(f"weights['{norm}.running_var'] must be 0 or more")
+    return arrays
+
+
+def _folded(arrays, convolution, norm, eps):
+    """Return weight and bias of a convolution followed by its norm, the weight as (out, height * width * in)."""
+    weight = arrays[f"{convolution}.weight"].astype(np.float64)
+    scale, bias, mean, variance = (arrays[f"{norm}.{leaf}"].astype(np.float64) for leaf in _NORM)
+    scale = scale / np.sqrt(variance + eps)
+    folded = (weight * scale[:, None, None, None]).transpose(0, 2, 3, 1).reshape(len(weight), -1)
+    return np.ascontiguousarray(folded, _core.REAL), (bias - mean * scale).astype(_core.REAL)
+
+
+def _restored(kind, settings, frozen):
+    block = kind(**settings)
+    block._frozen = frozen
+    return block
