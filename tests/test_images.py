@@ -410,6 +410,7 @@ def test_blocks_must_fit_each_other():
     block = sherl.Bottleneck.from_resnet(bottleneck_weights())
     for attempt, message in [
         (lambda: sherl.SideNetwork(mtsa(), [block], sherl.Classifier(24, 2)), "head must have pool=\"mean\""),
+        (lambda: sherl.SideNetwork(mtsa(), [], sherl.Classifier(24, 2, pool="last")), "got \"last\""),
         (lambda: sherl.SideNetwork(sherl.MTSA(4, 24, 4), [block], head()), "is a Bottleneck, which takes images"),
         (lambda: sherl.SideNetwork(sherl.MTSA.clip(24, 2, 4, 24), [frozen_layer()], head()), "late must be empty"),
     ]:

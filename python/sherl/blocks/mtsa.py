@@ -105,30 +105,90 @@ class MTSA(Block):
 
     @classmethod
     def bert(cls, features=768, taps=12, hidden=None, **settings):
-        """Make the adapter of BERT and other post-norm encoders: layer norms, dropout 0.1 (by default of BERT base)."""
+        """Make the adapter of BERT and other post-norm encoders: layer norms, dropout 0.1 (by default of BERT base).
+
+        Parameters
+        ----------
+        features, taps, hidden
+            As for MTSA; `hidden` is by default an eighth of the channels.
+        **settings
+            Others of MTSA.
+
+        Returns
+        -------
+        MTSA
+        """
         return cls._preset(features, taps, hidden, 8, settings, up_norm="layernorm", eps=1e-8, up_norm_eps=1e-12,
                            dropout=0.1)
 
     @classmethod
     def t5(cls, features=768, taps=10, hidden=None, **settings):
-        """Make the adapter of a T5 encoder or decoder: gated down maps (by default of the encoder of T5 base)."""
+        """Make the adapter of a T5 encoder or decoder: gated down maps (by default of the encoder of T5 base).
+
+        Parameters
+        ----------
+        features, taps, hidden
+            As for MTSA; `hidden` is by default an eighth of the channels.
+        **settings
+            Others of MTSA.
+
+        Returns
+        -------
+        MTSA
+        """
         return cls._preset(features, taps, hidden, 8, settings, down="gated", eps=1e-6)
 
     @classmethod
     def cross_modal(cls, features=768, taps=12, hidden=None, **settings):
-        """Make the adapter of a cross-modal transformer (CLIP-ViL, LXMERT): gated down maps."""
+        """Make the adapter of a cross-modal transformer (CLIP-ViL, LXMERT): gated down maps.
+
+        Parameters
+        ----------
+        features, taps, hidden
+            As for MTSA; `hidden` is by default half of the channels.
+        **settings
+            Others of MTSA.
+
+        Returns
+        -------
+        MTSA
+        """
         return cls._preset(features, taps, hidden, 2, settings, down="gated", eps=1e-6)
 
     @classmethod
     def resnet(cls, features=(256, 512, 1024, 2048), taps=4, hidden=512, **settings):
-        """Make the adapter of a ResNet: batch norms, taps pooled to the last stage (by default of ResNet-50)."""
+        """Make the adapter of a ResNet: batch norms, taps pooled to the last stage (by default of ResNet-50).
+
+        Parameters
+        ----------
+        features, taps, hidden
+            As for MTSA; `hidden` is by default 512.
+        **settings
+            Others of MTSA.
+
+        Returns
+        -------
+        MTSA
+        """
         pool = settings.pop("pool", [2**power for power in reversed(range(whole_number(taps, "taps", 2, 10)))])
         return cls._preset(features, taps, hidden, 8, settings, down="batchnorm", up_norm="batchnorm", eps=1e-8,
                            pool=pool)
 
     @classmethod
     def detr(cls, features=256, taps=4, hidden=None, **settings):
-        """Make the adapter of a DETR-style encoder or decoder (MDETR): guidance through a two-layer map."""
+        """Make the adapter of a DETR-style encoder or decoder (MDETR): guidance through a two-layer map.
+
+        Parameters
+        ----------
+        features, taps, hidden
+            As for MTSA; `hidden` is by default half of the channels.
+        **settings
+            Others of MTSA.
+
+        Returns
+        -------
+        MTSA
+        """
         return cls._preset(features, taps, hidden, 2, settings, guidance="residual_mlp", up_norm="layernorm", eps=1e-6,
                            up_norm_eps=1e-5)
 

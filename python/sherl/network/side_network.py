@@ -75,8 +75,9 @@ class SideNetwork(Inference):
         if self.late and self.early._pooled:
             raise ValueError("late must be empty after spatial guidance, which gives one row a sample, "
                              f"got {len(self.late)}")
-        if self.early.images and self.head.pool == "first":
-            raise ValueError("head must have pool=\"mean\" or \"max\" over the pixels of images, got \"first\"")
+        pool = getattr(self.head, "pool", None)
+        if self.early.images and pool in ("first", "last"):
+            raise ValueError(f"head must have pool=\"mean\" or \"max\" over the pixels of images, got \"{pool}\"")
         for name, block in self._blocks()[1:]:
             if name != "head" and not isinstance(block, LATE):
                 raise TypeError(f"{name} must be a TransformerLayer or a Bottleneck, got {type(block).__name__}")
