@@ -76,6 +76,8 @@ class SideNetwork(Inference):
             raise ValueError("late must be empty after spatial guidance, which gives one row a sample, "
                              f"got {len(self.late)}")
         pool = getattr(self.head, "pool", None)
+        if not self.head._pooled and (self.early.images or self.early._pooled):
+            raise ValueError(f"head must give one row a sample for images and towers, got {type(self.head).__name__}")
         if self.early.images and pool in ("first", "last"):
             raise ValueError(f"head must have pool=\"mean\" or \"max\" over the pixels of images, got \"{pool}\"")
         for name, block in self._blocks()[1:]:
