@@ -520,3 +520,37 @@ def test_a_late_route_in_bfloat16():
     difference = np.abs(half.forward(taps) - exact.forward(taps)).max()
     assert 0 < difference < 0.1
     half.fit(taps, labels, epochs=1, progress=False)
+
+
+def test_images_and_texts_embed_into_one_space():
+    """Two networks of both kinds, trained on pairs; batch norms take the statistics of a batch in both of its runs."""
+    image_taps_, _ = image_problem(12)
+    text_taps, _, mask = tower_problem()
+    embed = lambda features: sherl.Embedding(features, 5, pool="mean")  # noqa: E731
+    images = sherl.SideNetwork(
+        sherl.MTSA.resnet(RESNET["features"], hidden=6), [sherl.Bottleneck.from_resnet(bottleneck_weights())], embed(24)
+    )
+    texts = sherl.SideNetwork(sherl.MTSA.clip(16, 3, 6, 8, tower="text"), [], embed(8))
+    model = sherl.DualEncoder(images, texts)
+    before = images.state_dict()
+    history = model.fit(image_taps_, text_taps, mask_b=mask, epochs=6, batch_size=6, learning_rate=1e-2, progress=False)
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
+    after = images.state_dict()
+    assert not np.array_equal(after["early.up.norm.running_var"], before["early.up.norm.running_var"])
+    bad = [tap.copy() for tap in image_taps_]
+    bad[0][:] = np.nan
+    with pytest.raises(FloatingPointError):
+        model.fit(bad, text_taps, mask_b=mask, epochs=1, batch_size=6, progress=False)
+    assert same_bits(images.state_dict(), after)
+
+
+def test_an_average_of_the_weights_has_running_statistics():
+    taps, labels = image_problem(12)
+    network = image_network()
+    network.fit(taps, labels, epochs=2, batch_size=6, progress=False, ema=0.5)
+    assert np.isfinite(network.predict_proba(taps)).all()
+
+
+def test_heads_for_every_row_are_refused():
+    with pytest.raises(ValueError, match="head must give one row a sample for images and towers, got TokenClassifier"):
+        sherl.SideNetwork(sherl.MTSA.resnet(RESNET["features"], hidden=4), [], sherl.TokenClassifier(24, 3))
