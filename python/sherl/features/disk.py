@@ -147,9 +147,8 @@ def _pieces(features):
 
 def _check_alike(parts):
     """Raise where features cannot be put after each other."""
-    first = _described(parts[0])
     for number, part in enumerate(parts[1:], 1):
-        if differing := differences(first, _described(part)):
+        if differing := differences(_described(parts[0]), _described(part)):
             raise ValueError(f"features {number} must be like features 0: {differing}")
 
 
