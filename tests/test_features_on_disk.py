@@ -24,7 +24,7 @@ pytestmark = pytest.mark.core
 TESTS = Path(__file__).parent
 TEXTS = [f"{first} {second} film {'and a clever plot ' * number}"
          for first in ("a", "the") for second in ("good", "bad", "dull", "great", "weak") for number in range(4)]
-LABELS = np.array([number // 4 % 2 for number in range(len(TEXTS))])
+LABELS = np.arange(len(TEXTS)) // 4 % 5 % 2  # the second word tells
 LENGTHS = [3, 1, 4, 2]
 DTYPES = ["float32", "float64", "float16", "bfloat16", "int8"]
 
@@ -387,7 +387,7 @@ def test_sizes_are_always_checked(store, tmp_path, name, harm, message):
 
 def test_files_are_verified_once_and_whenever_they_changed(store, tmp_path, monkeypatch):
     place = tmp_path / "copy"
-    shutil.copytree(store, place)
+    shutil.copytree(store, place, ignore=shutil.ignore_patterns(manifests.STAMP))
     verified = []
     real = manifests.verify_files
     monkeypatch.setattr(manifests, "verify_files", lambda *arguments: verified.append(1) or real(*arguments))
@@ -546,7 +546,7 @@ import sherl
 
 features = sherl.Features.open(sys.argv[1])
 net = sherl.SideNetwork(sherl.MTSA(3, 32, 8), features.layers, sherl.Classifier(32, 2))
-net.fit(features, np.arange(len(features)) // 4 % 2, epochs=20, learning_rate=1e-2, progress=False)
+net.fit(features, np.arange(len(features)) // 4 % 5 % 2, epochs=20, learning_rate=1e-2, progress=False)
 net.save_pretrained(sys.argv[2])
 print(net.predict(features).tolist())
 """
