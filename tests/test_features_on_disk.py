@@ -60,11 +60,13 @@ def contents(place):
     return {path.name: path.read_bytes() for path in place.iterdir() if path.name not in (writers.LOCK, manifests.STAMP)}
 
 
-def run_python(script, *arguments, check=True, **environment):
+def run_python(script, *arguments, check=True):
     """Run a script in a process of its own, with the package and the helpers of the tests."""
     path = os.pathsep.join([str(Path(sherl.__file__).parents[1]), str(TESTS)])
-    return subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=check,
-                          env={**os.environ, "PYTHONPATH": path, **environment}, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": path}, timeout=600)
+    assert not check or done.returncode == 0, done.stderr
+    return done
 
 
 # The same features back.
@@ -546,7 +548,7 @@ import sherl
 
 features = sherl.Features.open(sys.argv[1])
 net = sherl.SideNetwork(sherl.MTSA(3, 32, 8), features.layers, sherl.Classifier(32, 2))
-net.fit(features, np.arange(len(features)) // 4 % 5 % 2, epochs=20, learning_rate=1e-2, progress=False)
+net.fit(features, np.arange(len(features)) // 4 % 5 % 2, epochs=20, batch_size=8, learning_rate=1e-2, progress=False)
 net.save_pretrained(sys.argv[2])
 print(net.predict(features).tolist())
 """
@@ -583,7 +585,7 @@ def anonymous(name):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith(name))
 
-sherl.set_num_threads(2)
+sherl.set_num_threads(1)
 features = sherl.Features.open(sys.argv[1])
 net = sherl.SideNetwork(sherl.MTSA(3, 256, 4), [], sherl.Classifier(256, 2))
 labels = np.arange(len(features)) % 2
@@ -622,7 +624,7 @@ def anonymous(name):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) << 10 for line in status if line.startswith(name))
 
-sherl.set_num_threads(2)
+sherl.set_num_threads(1)
 backbone = sherl.load_backbone(sys.argv[1])
 ids = [[1, *range(5, 45), 2]] * 12000
 backbone.extract(ids[:300], out=sys.argv[2] + ".first", batch_size=32)
