@@ -156,7 +156,7 @@ def test_layers_are_saved_where_given(backbone, tmp_path):
     assert [layer.fingerprint for layer in sherl.Features.open(tmp_path / "two").layers] == [
         layer.fingerprint for layer in backbone.layers[:2]
     ]
-    with pytest.raises(ValueError, match="layers must be frozen TransformerLayer, got TransformerLayer"):
+    with pytest.raises(ValueError, match="layers must be frozen TransformerLayer or T5Block, got TransformerLayer"):
         features.save(tmp_path / "trainable", layers=[sherl.TransformerLayer(8, 2)])
 
 
@@ -547,7 +547,7 @@ import numpy as np
 import sherl
 
 features = sherl.Features.open(sys.argv[1])
-net = sherl.SideNetwork(sherl.MTSA(3, 32, 8), features.layers, sherl.Classifier(32, 2))
+net = sherl.SideNetwork(sherl.MTSA(3, 32, 8), features.layers, sherl.Classifier(32, 2, pool="mean"))
 net.fit(features, np.arange(len(features)) // 4 % 5 % 2, epochs=20, batch_size=8, learning_rate=1e-2, progress=False)
 net.save_pretrained(sys.argv[2])
 print(net.predict(features).tolist())
