@@ -231,10 +231,11 @@ class BertBackbone:
         return ids, types
 
     def _preprocessing(self, texts, max_length):
-        """Return what the rows of texts depend on beside the backbone."""
+        """Return how texts become rows, beside what the fingerprint tells."""
+        facts = {"inputs": "token ids", "layers": self.num_layers}
         if isinstance(texts[0], list):
-            return {"inputs": "token ids"}
-        return {"inputs": "texts", "tokenizer": self._tokenizer.fingerprint, "max_length": max_length}
+            return facts
+        return {**facts, "inputs": "texts", "tokenizer": self._tokenizer.fingerprint, "max_length": max_length}
 
     def _length(self, max_length):
         return self.max_length if max_length is None else whole_number(max_length, "max_length", 1, self.max_length)

@@ -36,7 +36,7 @@ class Manifest:
     source : dict or None
         What the features were taken from, as a network compares it.
     preprocessing : dict or None
-        How inputs became rows: of texts the tokenizer's SHA-256 and the tokens kept.
+        How inputs became rows: the number of the backbone's layers, of texts the tokenizer's SHA-256 and the tokens kept.
     inputs : str or None
         SHA-256 of the inputs.
     layers : list of dict
