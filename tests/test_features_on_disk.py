@@ -1,4 +1,4 @@
-"""Features in a folder: the same bits back, whatever interrupts the writing, and nothing altered is ever taken for whole."""
+"""Features in a folder: the same bits back after any interruption, and nothing altered is taken for whole."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from small import same_bits
+from small import bottleneck_weights, same_bits
 from tiny_bert import write_tiny_bert
 
 import sherl
@@ -32,9 +32,9 @@ DTYPES = ["float32", "float64", "float16", "bfloat16", "int8"]
 def ragged(dtype="float32", positions=None, **more):
     rng = np.random.default_rng(0)
     taps = [rng.standard_normal((10, width)) for width in (5, 6)]
-    if dtype == "int8":
-        return sherl.Features([tap.astype(np.float32) for tap in taps], LENGTHS, positions=positions, **more).astype(dtype)
-    return sherl.Features([tap.astype(getattr(ml_dtypes, dtype, dtype)) for tap in taps], LENGTHS, positions=positions, **more)
+    given = {"bfloat16": ml_dtypes.bfloat16, "int8": np.float32}.get(dtype, dtype)
+    features = sherl.Features([tap.astype(given) for tap in taps], LENGTHS, positions=positions, **more)
+    return features.astype(dtype) if dtype == "int8" else features
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,35 @@ def test_selections_and_padded_arrays_are_saved_as_what_they_are(tmp_path):
     assert sherl.Features.open(tmp_path / "padded").fingerprint == padded.fingerprint
 
 
+def images():
+    rng = np.random.default_rng(0)
+    sizes = [np.array([[8, 6], [4, 4], [2, 6]]), np.array([[4, 3], [2, 2], [1, 3]])]
+    taps = [rng.standard_normal((size.prod(axis=1).sum(), width)) for size, width in zip(sizes, (3, 5))]
+    return sherl.Features(taps, sizes=sizes)
+
+
+def with_a_row_of_each():
+    rng = np.random.default_rng(0)
+    return sherl.Features([rng.standard_normal((rows, 4)) for rows in (10, 10, 4)], LENGTHS)
+
+
+@pytest.mark.parametrize("make", [images, with_a_row_of_each])
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_taps_with_rows_of_their_own(tmp_path, monkeypatch, make, dtype):
+    monkeypatch.setattr(disk, "_PIECE_BYTES", 1)
+    features = make() if dtype is None else make().astype(dtype)
+    features.save(tmp_path / "whole")
+    found = sherl.Features.open(tmp_path / "whole")
+    assert found.fingerprint == features.fingerprint
+    assert repr(found.sizes) == repr(features.sizes) and found.lengths.tolist() == features.lengths.tolist()
+    found[[2, 0]].save(tmp_path / "part")
+    part = sherl.Features.open(tmp_path / "part")
+    assert part.fingerprint == features[[2, 0]].fingerprint
+    disk.write([found, part], tmp_path / "both")
+    both = sherl.Features.open(tmp_path / "both")
+    assert both[: len(found)].fingerprint == features.fingerprint and both[len(found) :].fingerprint == part.fingerprint
+
+
 def test_pieces_do_not_matter(tmp_path, monkeypatch):
     features = ragged("int8", [2, 0, 1, 1])
     monkeypatch.setattr(disk, "_PIECE_BYTES", 1)
@@ -156,8 +185,28 @@ def test_layers_are_saved_where_given(backbone, tmp_path):
     assert [layer.fingerprint for layer in sherl.Features.open(tmp_path / "two").layers] == [
         layer.fingerprint for layer in backbone.layers[:2]
     ]
-    with pytest.raises(ValueError, match="layers must be frozen TransformerLayer or T5Block, got TransformerLayer"):
+    with pytest.raises(ValueError, match="layers must be frozen TransformerLayer or .*, got TransformerLayer"):
         features.save(tmp_path / "trainable", layers=[sherl.TransformerLayer(8, 2)])
+
+
+def t5_block():
+    rng = np.random.default_rng(0)
+    shapes = {f"layer.0.SelfAttention.{name}": (16, 16) for name in "qkvo"}
+    shapes |= {"layer.0.SelfAttention.relative_attention_bias": (32, 4), "layer.0.layer_norm": (16,)}
+    shapes |= {"layer.1.DenseReluDense.wi": (24, 16), "layer.1.DenseReluDense.wo": (16, 24), "layer.1.layer_norm": (16,)}
+    return sherl.T5Block.from_t5({f"{name}.weight": rng.standard_normal(shape) for name, shape in shapes.items()}, 4)
+
+
+@pytest.mark.parametrize("make, shape", [
+    (t5_block, (2, 5, 16)),
+    (lambda: sherl.Bottleneck.from_resnet(bottleneck_weights(24, 6, 10, shortcut=True), stride=2), (2, 4, 6, 24)),
+])
+def test_layers_of_every_kind_come_back(tmp_path, make, shape):
+    block, x = make(), np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    ragged().save(tmp_path, layers=[block])
+    found, = sherl.Features.open(tmp_path).layers
+    assert type(found) is type(block) and found.fingerprint == block.fingerprint
+    assert same_bits(found(x), block(x))
 
 
 def test_training_from_disk_has_the_bits_of_training_from_memory(backbone, store):
@@ -240,6 +289,25 @@ def test_parts_that_were_altered_meanwhile_are_computed_again(folder, uninterrup
     assert contents(tmp_path) == expected
 
 
+def test_an_altered_record_of_progress_is_never_silently_wrong(backbone, folder, uninterrupted, tmp_path, monkeypatch):
+    expected, calls = uninterrupted
+    monkeypatch.setattr(writers, "PART_BYTES", 2000)
+    run_python(KILLED_EXTRACTION, folder, tmp_path / "killed", calls // 2, check=False)
+    content = (tmp_path / "killed" / "progress.json").read_bytes()
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        shutil.copytree(tmp_path / "killed", place := tmp_path / f"copy{number}")
+        spoilt = bytearray(content)
+        spoilt[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        (place / "progress.json").write_bytes(spoilt)
+        try:
+            backbone.extract(TEXTS, out=place, batch_size=3)
+        except ValueError as error:
+            assert str(place) in str(error)
+        else:
+            assert contents(place) == expected
+
+
 def test_an_error_leaves_what_can_be_gone_on_from(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(writers, "PART_BYTES", 2000)
     real, calls = backbone._run, []
@@ -263,8 +331,9 @@ def test_an_error_leaves_what_can_be_gone_on_from(backbone, tmp_path, monkeypatc
     with pytest.raises(ValueError, match="holds other features, not complete"):
         ragged().save(tmp_path)
     calls[:] = [1] * 10
-    assert backbone.extract(TEXTS, out=tmp_path, batch_size=3).fingerprint == backbone.extract(TEXTS, batch_size=3).fingerprint
-    assert len(calls) < 10 + 14 + 14  # some batches were there
+    found = backbone.extract(TEXTS, out=tmp_path, batch_size=3)
+    assert len(calls) < 10 + 14  # some batches were there
+    assert found.fingerprint == backbone.extract(TEXTS, batch_size=3).fingerprint
 
 
 def test_an_interrupted_save_begins_anew(tmp_path, monkeypatch):
@@ -347,7 +416,8 @@ def test_flipped_bytes_are_refused(backbone, tmp_path, dtype, monkeypatch):
         if path.name in (writers.LOCK, manifests.STAMP):
             continue
         content = path.read_bytes()
-        places = {0, 7, 9, len(content) - 1, *rng.integers(len(content), size=40), *rng.integers(min(128, len(content)), size=20)}
+        size = len(content)
+        places = {0, 7, 9, size - 1, *rng.integers(size, size=40), *rng.integers(min(128, size), size=20)}
         for place in places:
             spoilt = bytearray(content)
             spoilt[place] ^= 1 << rng.integers(8)
@@ -428,8 +498,8 @@ def rewritten(place, **changes):
 
 @pytest.mark.parametrize("changes, message", [
     ({"format": "other"}, "does not describe features"),
-    ({"format_version": 2, "sherl_version": "9.0"}, "has format version 2 .written by sherl 9.0.; this sherl, .*, reads version 1"),
-    ({"samples": 41}, "the lengths of the samples do not fit the taps"),
+    ({"format_version": 2, "sherl_version": "9.0"}, "has format version 2 .written by sherl 9.0.; .* reads version 1"),
+    ({"samples": 41}, "the numbers of rows of the samples do not fit tap 0"),
     ({"taps": []}, "its files are not those that it describes"),
     ({"taps": 3}, "does not describe features"),
     ({"fields": {}}, "its files are not those that it describes"),
@@ -451,15 +521,15 @@ def test_layers_with_another_fingerprint_are_refused(store, tmp_path):
 
 
 def test_a_manifest_carries_any_numbers_of_samples(tmp_path):
-    fields = {"lengths": np.array([2, 1]), "sizes": np.array([[4, 5], [6, 7]])}
-    plan = Manifest(2, [{"element": "float32", "rows": 3, "channels": 2}], {"lengths": [2], "sizes": [2, 2]})
+    fields = {"lengths": np.array([2, 1]), "boxes": np.array([[4, 5], [6, 7]])}
+    plan = Manifest(2, [{"element": "float32", "rows": 3, "channels": 2}], {"lengths": [2], "boxes": [2, 2]})
     with StoreWriter(tmp_path, plan, fields) as store:
         store.append(2, [np.zeros((3, 2), np.float32)], [None])
         store.finish()
     found = disk.read_manifest(tmp_path)
-    assert found.fields == {"lengths": [2], "sizes": [2, 2]}
-    assert np.load(tmp_path / "samples.sizes.npy").tolist() == [[4, 5], [6, 7]]
-    with pytest.raises(ValueError, match="has numbers of samples that this sherl does not know: sizes"):
+    assert found.fields == {"lengths": [2], "boxes": [2, 2]}
+    assert np.load(tmp_path / "samples.boxes.npy").tolist() == [[4, 5], [6, 7]]
+    with pytest.raises(ValueError, match="has numbers of samples that this sherl does not know: boxes"):
         sherl.Features.open(tmp_path)
 
 
@@ -529,8 +599,8 @@ def test_a_folder_has_one_writer(backbone, tmp_path, monkeypatch):
 def test_writers_at_once_leave_what_one_would(folder, uninterrupted, tmp_path):
     path = os.pathsep.join([str(Path(sherl.__file__).parents[1]), str(TESTS)])
     started = [
-        subprocess.Popen([sys.executable, "-c", KILLED_EXTRACTION, folder, tmp_path, "0"], stderr=subprocess.PIPE, text=True,
-                         env={**os.environ, "PYTHONPATH": path})
+        subprocess.Popen([sys.executable, "-c", KILLED_EXTRACTION, folder, tmp_path, "0"], stderr=subprocess.PIPE,
+                         text=True, env={**os.environ, "PYTHONPATH": path})
         for _ in range(4)
     ]
     errors = [process.communicate(timeout=300)[1] for process in started]

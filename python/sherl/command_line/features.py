@@ -61,21 +61,21 @@ def _verify(arguments):
 
 def _info(arguments):
     manifest = read_manifest(arguments.folder)
-    taps = [f"{tap['channels']} channels, {tap['element']}" for tap in manifest.taps]
+    taps = [f"{tap['channels']} {tap['element']}" for tap in manifest.taps]
     facts = {**(manifest.source or {}), **(manifest.preprocessing or {})}
     record = {
         "kind": "features",
         "samples": manifest.samples,
-        "rows": manifest.taps[0]["rows"],
+        "rows": manifest.taps[-1]["rows"],
         "taps": taps,
-        "numbers of samples": list(manifest.fields),
-        "late layers": [layer["type"] for layer in manifest.layers],
+        "numbers_of_samples": list(manifest.fields),
+        "late_layers": [layer["type"] for layer in manifest.layers],
         **{name: facts[name] for name in sorted(facts)},
         "bytes": _size(manifest),
     }
     width = max(map(len, record))
-    lines = (f"{name:<{width}}   {_shown(value)}" for name, value in record.items())
-    Console(as_json=arguments.json).conclude("\n".join(lines), {name.replace(" ", "_"): value for name, value in record.items()})
+    lines = (f"{name.replace('_', ' '):<{width}}   {_shown(value)}" for name, value in record.items())
+    Console(as_json=arguments.json).conclude("\n".join(lines), record)
     return 0
 
 
@@ -94,7 +94,8 @@ def _write(arguments, parts, **more):
     samples = sum(map(len, parts))
     with progress_bar(console.progress, samples, arguments.action) as bar:
         disk.write(parts, arguments.out, progress=bar, **more)
-    console.say(f"Wrote {count_of(samples, 'sample')} to {arguments.out}, {megabytes(_size(read_manifest(arguments.out)))}")
+    size = megabytes(_size(read_manifest(arguments.out)))
+    console.say(f"Wrote {count_of(samples, 'sample')} to {arguments.out}, {size}")
     return 0
 
 
@@ -104,5 +105,5 @@ def _size(manifest):
 
 def _shown(value):
     if isinstance(value, list):
-        return "; ".join(dict.fromkeys(map(str, value))) if value and isinstance(value[0], str) else ", ".join(map(str, value))
+        return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)

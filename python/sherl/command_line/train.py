@@ -37,7 +37,7 @@ def add_parser(commands):
     needed = parser.add_argument_group("what to train on")
     needed.add_argument("--backbone", metavar="DIR", help="BERT folder in Hugging Face layout")
     needed.add_argument(
-        "--features", metavar="DIR", help="folder for the backbone's states; where they are in it, --backbone may be left out"
+        "--features", metavar="DIR", help="folder for the states; once they are there, --backbone is not needed"
     )
     needed.add_argument("--train", required=True, type=table_name, metavar="FILE", help="table to train on")
     needed.add_argument("--dev", required=True, type=table_name, metavar="FILE", help="table to score on")

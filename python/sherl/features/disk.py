@@ -18,10 +18,13 @@ from .manifest import (
     verify_files,
     verify_once,
 )
-from .rows import offsets_of, read_positions
+from .rows import Segments, offsets_of, pixels_of, read_positions
 from .writer import StoreWriter
 
 _PIECE_BYTES = 8 << 20  # of the rows that are gathered at a time
+
+# Fields of taps that do not share the rows of the others, by number: heights and widths of images, or rows.
+_SIZES, _LENGTHS = "sizes.{}", "lengths.{}"
 
 
 def read(folder, verify=None):
@@ -38,26 +41,52 @@ def read(folder, verify=None):
         for name, (file, kind) in zip(manifest.fields, manifest.field_files().items())
     }
     arrays = {name: map_array(folder, name, *kind) for name, kind in manifest.tap_files().items()}
-    if unknown := fields.keys() - {"lengths", "positions"}:
-        raise ValueError(f"{folder} has numbers of samples that this sherl does not know: {', '.join(sorted(unknown))}")
-    offsets = _offsets(folder, manifest, fields)
+    offsets, own = _segments(folder, manifest, fields)
     return {
         "arrays": [arrays[tap_file(number)] for number in range(len(manifest.taps))],
         "elements": [tap["element"] for tap in manifest.taps],
         "offsets": offsets, "rows": None, "samples": None, "source": manifest.source,
         "scales": [arrays.get(scales_file(number)) for number in range(len(manifest.taps))],
         "positions": read_positions(fields["positions"], np.diff(offsets)) if "positions" in fields else None,
-        "preprocessing": manifest.preprocessing,
+        "own": own, "preprocessing": manifest.preprocessing,
         "layers": StoredLayers(folder, manifest) if manifest.layers else (),
     }
 
 
-def _offsets(folder, manifest, fields):
-    lengths = fields.get("lengths", np.zeros(0, np.int64))
-    rows = {tap["rows"] for tap in manifest.taps}
-    if lengths.shape != (manifest.samples,) or lengths.min(initial=0) < 0 or rows != {int(lengths.sum())}:
-        raise ValueError(f"{folder}: the lengths of the samples do not fit the taps")
-    return offsets_of(lengths)
+def _fields(features):
+    """Return the whole numbers that every sample has, by name."""
+    fields = {"lengths": features.lengths}
+    if features.positions is not None:
+        fields["positions"] = features.positions
+    for number, own in enumerate(features.batch().own or ()):
+        if own is not None and own.sizes is not None:
+            fields[_SIZES.format(number)] = own.sizes
+        elif own is not None:
+            fields[_LENGTHS.format(number)] = np.diff(own.offsets)
+    return fields
+
+
+def _own_segments(fields, tap):
+    """Return the rows of each sample in a tap that has its own, else None."""
+    if (sizes := fields.get(_SIZES.format(tap))) is not None:
+        return pixels_of(sizes)
+    lengths = fields.get(_LENGTHS.format(tap))
+    return None if lengths is None else Segments(offsets_of(lengths), None)
+
+
+def _segments(folder, manifest, fields):
+    """Return the offsets of samples, and by tap the segments of those that have their own, or None; checked."""
+    taps = range(len(manifest.taps))
+    known = {"lengths", "positions", *map(_SIZES.format, taps), *map(_LENGTHS.format, taps)}
+    if unknown := fields.keys() - known:
+        raise ValueError(f"{folder} has numbers of samples that this sherl does not know: {', '.join(sorted(unknown))}")
+    offsets = offsets_of(fields.get("lengths", np.zeros(0, np.int64)))
+    own = [_own_segments(fields, number) for number in taps]
+    for number, tap in enumerate(manifest.taps):
+        found = offsets if own[number] is None else own[number].offsets
+        if len(found) != manifest.samples + 1 or np.diff(found).min(initial=0) < 0 or found[-1] != tap["rows"]:
+            raise ValueError(f"{folder}: the numbers of rows of the samples do not fit tap {number}")
+    return offsets, own if any(segments is not None for segments in own) else None
 
 
 class StoredLayers:
@@ -91,10 +120,12 @@ def writer(folder, taps, fields, *, source, preprocessing=None, inputs=None, lay
     from ..network.late_layers import pack
 
     content, records = pack(layers) if len(layers) else (None, [])
-    lengths = fields["lengths"]
+    offsets = offsets_of(fields["lengths"])
+    rows = [offsets if own is None else own.offsets for own in (_own_segments(fields, tap) for tap in range(len(taps)))]
     plan = Manifest(
-        samples=len(lengths), source=source, preprocessing=preprocessing, inputs=inputs, layers=records,
-        taps=[{"element": element, "rows": int(lengths.sum()), "channels": channels} for element, channels in taps],
+        samples=len(offsets) - 1, source=source, preprocessing=preprocessing, inputs=inputs, layers=records,
+        taps=[{"element": element, "rows": int(ends[-1]), "channels": channels}
+              for ends, (element, channels) in zip(rows, taps)],
         fields={name: list(array.shape) for name, array in fields.items()},
     )
     return StoreWriter(folder, plan, fields, content, recipe)
@@ -119,9 +150,8 @@ def write(parts, folder, *, dtype=None, layers=None, inputs=None, progress=None)
     """
     first = parts[0]
     _check_alike(parts)
-    fields = {"lengths": np.concatenate([part.lengths for part in parts])}
-    if first.positions is not None:
-        fields["positions"] = np.concatenate([part.positions for part in parts])
+    each = [_fields(part) for part in parts]
+    fields = {name: np.concatenate([fields[name] for fields in each]) for name in each[0]}
     taps = [(dtype or element, channels) for element, channels in zip(first.dtypes, first.channels)]
     layers = first.layers if layers is None else list(layers)
     with writer(folder, taps, fields, source=first.source, preprocessing=first.preprocessing, inputs=inputs,
@@ -136,11 +166,14 @@ def write(parts, folder, *, dtype=None, layers=None, inputs=None, progress=None)
 
 def _pieces(features):
     """Yield the samples in order, a few at a time."""
-    row_bytes = features.nbytes // max(int(features.lengths.sum()), 1) or 1
-    most = max(_PIECE_BYTES // row_bytes, 1)
-    offsets, start = features.offsets, 0
+    batch = features.batch()
+    ends = sum(
+        batch.offsets_of(number) * (array.shape[1] * array.itemsize)
+        for number, (array, *_) in enumerate(features.sources(batch))
+    )
+    start = 0
     while start < len(features):
-        stop = max(int(np.searchsorted(offsets, offsets[start] + most, side="right")) - 1, start + 1)
+        stop = max(int(np.searchsorted(ends, ends[start] + _PIECE_BYTES, side="right")) - 1, start + 1)
         yield features[start:stop]
         start = stop
 
@@ -155,6 +188,6 @@ def _check_alike(parts):
 def _described(features):
     return {
         "source": features.source, "preprocessing": features.preprocessing, "dtypes": features.dtypes,
-        "channels": features.channels, "positions": features.positions is not None,
+        "channels": features.channels, "numbers of samples": list(_fields(features)),
         "layers": [layer.fingerprint for layer in features.layers],
     }

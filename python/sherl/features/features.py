@@ -228,7 +228,7 @@ class Features:
 
     @property
     def preprocessing(self):
-        """How inputs became rows (``"layers"`` of the backbone; of texts ``"tokenizer"``: its SHA-256, ``"max_length"``)."""
+        """How inputs became rows, or None: ``"layers"`` of the backbone; of texts ``"tokenizer"``, ``"max_length"``."""
         return None if self._preprocessing is None else dict(self._preprocessing)
 
     @cached_property

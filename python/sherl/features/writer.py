@@ -1,4 +1,4 @@
-"""Writing a folder of features: part by part, so that what is there after any interruption is whole and can be gone on from."""
+"""Writing a folder of features part by part, so that after any interruption what is there can be gone on from."""
 
 import fcntl
 import hashlib
@@ -120,8 +120,8 @@ class StoreWriter:
             record = read_record(self.folder / PROGRESS)
         except FileNotFoundError:
             return None
-        now, former = ({"plan": self.plan.facts, "recipe": self._recipe},
-                       {name: record.get(name) for name in ("plan", "recipe")})
+        former = {name: record.get(name) for name in ("plan", "recipe")}
+        now = {"plan": self.plan.facts, "recipe": self._recipe}
         if (self._recipe is not None or former["recipe"] is not None) and (differing := differences(former, now)):
             raise ValueError(f"{self.folder} holds other features, not complete: {differing}")
         return record

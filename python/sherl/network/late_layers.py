@@ -1,6 +1,5 @@
 """Frozen late layers as one safetensors file, so that a network can be trained and loaded without its backbone."""
 
-from ..blocks.transformer import _restored
 from .saving import _LATE, import_safetensors
 
 
@@ -21,8 +20,8 @@ def pack(layers):
     for number, layer in enumerate(layers):
         if type(layer).__name__ not in _LATE or layer.trainable:
             raise ValueError(f"layers must be frozen {' or '.join(_LATE)}, got {layer!r:.80} as number {number}")
-        arrays.update({f"{number}.{role}": array for role, array in layer._frozen.items()})
         records.append({"type": type(layer).__name__, "settings": layer.settings, "fingerprint": layer.fingerprint})
+        arrays.update({f"{number}.{role}": array for role, array in layer._frozen.items()})
     return safetensors.save(arrays), records
 
 
@@ -48,5 +47,6 @@ def unpack(content, records, path):
 
 def _made(number, record, arrays):
     prefix = f"{number}."
-    frozen = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-    return _restored(_LATE[record["type"]], record["settings"], 0, {}, frozen)
+    layer = _LATE[record["type"]](**record["settings"])
+    layer._frozen = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    return layer
