@@ -9,17 +9,15 @@ import numpy as np
 from .. import _core
 from ..blocks.transformer import TransformerLayer
 from ..checks import flag, one_of, whole_number
-from ..features.features import Features
 from ..features.rows import offsets_of, quantised
+from ..features.sinks import DTYPES, DiskSink, MemorySink
 from ..training.progress import progress_bar
 from .files import read_bert_config, read_bert_weights
-from .tokenization import Tokenizer, read_texts
+from .tokenization import Tokenizer, inputs_fingerprint, read_texts
 
 __all__ = ["BertBackbone"]
 
 MOST_TOKENS = 512
-
-_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 
 
 class BertBackbone:
@@ -88,8 +86,13 @@ class BertBackbone:
             raise TypeError("texts must be str or pairs of str, got token ids")
         return self._tokenizer.encode(texts, self._length(max_length))[0]
 
-    def extract(self, texts, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False):
+    def extract(self, texts, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False,
+                out=None, late=1):
         """Compute hidden states.
+
+        With `out` they are written to disk as they are computed, and memory holds those of one batch. An interrupted
+        extraction goes on where it was when it is called again with the same arguments, to the same bits; a finished one
+        is opened.
 
         Parameters
         ----------
@@ -106,6 +109,10 @@ class BertBackbone:
             How the states are stored; bfloat16 as uint16, int8 with one scale a row.
         progress : bool
             Whether to show a progress bar, where tqdm is installed.
+        out : str or path-like, optional
+            Folder to write to, made where it does not exist; otherwise the states are kept in memory.
+        late : int
+            How many of the last layers come with the features, in `Features.layers`, and are written with them.
 
         Returns
         -------
@@ -116,25 +123,38 @@ class BertBackbone:
         ------
         ImportError
             Without the tokenizers package, unless `texts` are token ids.
+        ValueError
+            Where `out` holds features of other texts, another backbone, other states or other settings.
+        RuntimeError
+            Where another process writes to `out`.
         """
         states = self._states(taps)
-        one_of(dtype, "dtype", tuple(_STORED))
+        one_of(dtype, "dtype", DTYPES)
         batch_size = whole_number(batch_size, "batch_size", 1)
-        ids, types = self._tokens(texts, self._length(max_length))
+        max_length, (texts, _) = self._length(max_length), read_texts(texts)
+        ids, types = self._tokens(texts, max_length)
         lengths = np.array([len(tokens) for tokens in ids], np.int64)
         offsets = offsets_of(lengths)
         positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         inputs = [np.concatenate(ids), positions, np.concatenate(types)]
         inputs = [np.ascontiguousarray(values, np.int32).reshape(-1, 1) for values in inputs]
-        stored = [np.empty((int(offsets[-1]), self.hidden_size), _STORED[dtype]) for _ in states]
-        scales = [np.empty(len(array), np.float32) if dtype == "int8" else None for array in stored]
-        with progress_bar(flag(progress, "progress"), len(ids), "extract") as bar, self._lock:
-            for start in range(0, len(ids), batch_size):
+        facts = {
+            "source": {"backbone": self.fingerprint, "states": states},
+            "preprocessing": self._preprocessing(texts, max_length),
+            "layers": self.layers[self.num_layers - whole_number(late, "late", 0, self.num_layers) :],
+        }
+        if out is None:
+            sink = MemorySink([(dtype, self.hidden_size)] * len(states), lengths, **facts)
+        else:
+            sink = DiskSink(out, [(dtype, self.hidden_size)] * len(states), lengths, **facts,
+                            inputs=inputs_fingerprint(texts), recipe={"batch_size": batch_size})
+        with sink, progress_bar(flag(progress, "progress"), len(ids), "extract", sink.samples) as bar, self._lock:
+            for start in range(sink.samples, len(ids), batch_size):
                 stop = min(start + batch_size, len(ids))
-                self._run(states, offsets[start : stop + 1], inputs, stored, scales)
+                self._run(states, offsets[start : stop + 1], inputs, *sink.room(stop - start))
+                sink.take(stop - start)
                 bar.update(stop - start)
-        source = {"backbone": self.fingerprint, "states": states}
-        return Features(stored, lengths, dtype=None if dtype == "int8" else dtype, scales=scales, source=source)
+            return sink.features()
 
     def encode(self, texts, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False):
         """Compute one vector a text: its last states, pooled.
@@ -158,16 +178,16 @@ class BertBackbone:
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
 
     def _run(self, states, offsets, inputs, stored, scales):
-        first, last = offsets[0], offsets[-1]
-        parts = [array[first:last] for array in stored]
-        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in parts]
+        """Compute the states of some texts into arrays of their rows."""
+        rows = slice(offsets[0], offsets[-1])
+        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in stored]
         self._program(tuple(states)).forward(
-            len(offsets) - 1, [None, offsets - first], [(values[first:last], None) for values in inputs],
+            len(offsets) - 1, [None, offsets - offsets[0]], [(values[rows], None) for values in inputs],
             [(sink, None) for sink in sinks],
         )
-        for part, sink, scale in zip(parts, sinks, scales):
+        for part, sink, scale in zip(stored, sinks, scales):
             if scale is not None:
-                part[...], scale[first:last] = quantised(sink)
+                part[...], scale[...] = quantised(sink)
 
     def _program(self, states):
         if states not in self._programs:
@@ -209,6 +229,13 @@ class BertBackbone:
         if max(map(max, types)) >= self._config["type_vocab_size"]:
             raise ValueError(f"texts: the model has {self._config['type_vocab_size']} token type, so it takes no pairs")
         return ids, types
+
+    def _preprocessing(self, texts, max_length):
+        """Return how texts become rows, beside what the fingerprint tells."""
+        facts = {"inputs": "token ids", "layers": self.num_layers}
+        if isinstance(texts[0], list):
+            return facts
+        return {**facts, "inputs": "texts", "tokenizer": self._tokenizer.fingerprint, "max_length": max_length}
 
     def _length(self, max_length):
         return self.max_length if max_length is None else whole_number(max_length, "max_length", 1, self.max_length)
