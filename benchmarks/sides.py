@@ -19,7 +19,7 @@ LEARNING_RATE = 1e-4
 TILE_ROWS = 512  # rows of the products by which the machine's rate is told; those of a large tile of sherl
 FIRST_ROW = ", first row"  # ends the labels of peers whose late layer computes the row alone that the head reads
 BFLOAT16 = "sherl bfloat16"
-PRODUCTS = 32  # products of each thread in one step of `Products`
+PRODUCTS = 64  # products of each thread in one step of `Products`: enough that its start does not count
 
 
 class Sherl:
