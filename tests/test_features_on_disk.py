@@ -427,21 +427,19 @@ def test_flipped_bytes_are_refused(backbone, tmp_path, dtype, monkeypatch):
         assert not whole_or_refused(tmp_path, expected)
 
 
-def test_every_byte_of_the_manifest_counts(store, tmp_path):
+def test_flipped_bytes_of_the_manifest_are_refused(store, tmp_path):
     place = tmp_path / "copy"
     shutil.copytree(store, place)
     expected = sherl.Features.open(place)
     path = place / "manifest.json"
     content = path.read_bytes()
     rng = np.random.default_rng(0)
-    refused = 0
-    for number in range(len(content)):
+    for number in range(0, len(content), 7):
         spoilt = bytearray(content)
         spoilt[number] ^= 1 << rng.integers(8)
         path.write_bytes(spoilt)
-        refused += whole_or_refused(place, expected)
-    blanks = sum(letter in b" \n" for letter in content)
-    assert len(content) - blanks <= refused
+        refused = whole_or_refused(place, expected)
+        assert refused or content[number] in b" \n"
 
 
 @pytest.mark.parametrize("harm, message", [
