@@ -1,8 +1,8 @@
 """Frozen backbones that run in sherl's own core."""
 
-from .bert import BertBackbone
+from .backbone import Backbone
 
-__all__ = ["BertBackbone", "load_backbone"]
+__all__ = ["Backbone", "load_backbone"]
 
 
 def load_backbone(folder):
@@ -11,17 +11,19 @@ def load_backbone(folder):
     Parameters
     ----------
     folder : str or path-like
-        A BERT encoder in Hugging Face layout: config.json, model.safetensors, and for texts tokenizer.json.
+        A model in Hugging Face layout: config.json, model.safetensors (or its shards and their index), and for texts
+        tokenizer.json. Its model_type tells the family.
 
     Returns
     -------
-    BertBackbone
+    Backbone
 
     Raises
     ------
+    FileNotFoundError
+        Where a file is missing.
     ValueError
-        Where a file is not whole, or a tensor is missing or of another shape than config.json says.
-    ImportError
-        Without the safetensors package.
+        Where the family is not known or set in a way that cannot be run, a file is not whole, or a tensor is missing or
+        of another shape than config.json says.
     """
-    return BertBackbone(folder)
+    return Backbone(folder)

@@ -1,53 +1,62 @@
-"""BERT encoders in the core: embeddings and layers as one program whose hidden states are written where they stay."""
+"""Backbones in the core: a stem and layers as one program, whose hidden states are written where they stay."""
 
 import hashlib
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
 
 from .. import _core
-from ..blocks.transformer import TransformerLayer
 from ..checks import flag, one_of, whole_number
 from ..features.features import Features
 from ..features.rows import offsets_of, quantised
 from ..training.progress import progress_bar
-from .files import read_bert_config, read_bert_weights
-from .tokenization import Tokenizer, read_texts
+from .files import CONFIG, Tensors, read_config
+from .reading import read_decoder, read_family, read_layers, read_norm, read_stem
+from .text import TextStem
 
-__all__ = ["BertBackbone"]
-
-MOST_TOKENS = 512
+__all__ = ["Backbone"]
 
 _STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
+_STEMS = {"text": TextStem}
 
 
-class BertBackbone:
-    """Frozen BERT encoder that runs in the core, without padding. Made by `load_backbone`.
+class Backbone:
+    """Frozen backbone that runs in the core, without padding. Made by `load_backbone`.
+
+    Its states are numbered: 0 is what the first layer receives, i the output of layer i; the last one, `num_layers`, is
+    taken after the model's final norm where it has one.
 
     Attributes
     ----------
+    family : str
+        Of the model, such as "BERT".
     hidden_size : int
         Channels of its states.
     num_layers : int
-    layers : list of TransformerLayer
+    layers : list of TransformerLayer or T5Block
         The frozen layers; they share their weights with the backbone.
+    decoder_layers : list of T5Block
+        Those of the decoder of a T5; they are no part of `extract`.
     max_length : int
         Tokens that a text can have.
     """
 
     def __init__(self, folder):
-        self._config = read_bert_config(folder)
-        self._embeddings, layers = read_bert_weights(folder, self._config)
-        self._tokenizer = Tokenizer(folder)
-        self.hidden_size = self._config["hidden_size"]
-        self.num_layers = self._config["num_hidden_layers"]
-        self.max_length = min(self._config["max_position_embeddings"], MOST_TOKENS)
-        self.layers = [
-            TransformerLayer.from_bert(weights, self._config["num_attention_heads"], self._config["hidden_act"],
-                                       self._config["layer_norm_eps"])
-            for weights in layers
-        ]
+        config = read_config(folder)
+        family, self._facts = read_family(config, Path(folder) / CONFIG)
+        tensors = Tensors(folder)
+        tensors.choose_prefix(family.prefixes, next(iter(family.tensors.values()))[0])
+        self._stem_arrays = read_stem(family, self._facts, tensors)
+        self._norm = read_norm(family, self._facts, tensors)
+        self._stem = _STEMS[family.stem](folder, self._facts, self._stem_arrays)
+        self.family = family.title
+        self.hidden_size = self._facts["features"]
+        self.num_layers = self._facts["layers"]
+        self.max_length = self._stem.max_length
+        self.layers = read_layers(family.layers, self._facts, tensors)
+        self.decoder_layers = read_decoder(family, self._facts, tensors)
         self._store = _core.Parameters()
         self._programs = {}
         self._fingerprint = None
@@ -57,17 +66,31 @@ class BertBackbone:
     def fingerprint(self):
         """SHA-256 of the configuration and all weights that the states depend on, in hexadecimal."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps(self._config, sort_keys=True).encode())
-            for name, array in sorted(self._embeddings.items()):
-                digest.update(repr((name, array.shape)).encode())
-                digest.update(array)
+            digest = hashlib.sha256(json.dumps([self.family, self._facts], sort_keys=True).encode())
+            for arrays in (self._stem_arrays, self._norm):
+                for name, array in sorted(arrays.items()):
+                    digest.update(repr((name, array.shape)).encode())
+                    digest.update(array)
             for layer in self.layers:
                 digest.update(layer.fingerprint.encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def __repr__(self):
-        return f"BertBackbone({self.num_layers} layers of {self.hidden_size} channels, {self._count():,} parameters)"
+        return (f"Backbone({self.family}, {self.num_layers} layers of {self.hidden_size} channels, "
+                f"{self.num_parameters():,} parameters)")
+
+    def num_parameters(self):
+        """Count the numbers in all weights that the states depend on.
+
+        Returns
+        -------
+        int
+        """
+        own = [*self._stem_arrays.values(), *self._norm.values()]
+        return sum(array.size for array in own) + sum(
+            layer.num_parameters(trainable_only=False) for layer in self.layers
+        )
 
     def tokenize(self, texts, max_length=None):
         """Turn texts into token ids.
@@ -83,23 +106,20 @@ class BertBackbone:
         list of list of int
             Special tokens included.
         """
-        texts, kind = read_texts(texts)
-        if kind == "ids":
-            raise TypeError("texts must be str or pairs of str, got token ids")
-        return self._tokenizer.encode(texts, self._length(max_length))[0]
+        return self._stem.tokenize(texts, self._length(max_length))
 
-    def extract(self, texts, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False):
+    def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False):
         """Compute hidden states.
 
         Parameters
         ----------
-        texts : sequence of str, of (str, str), or of sequences of int
+        samples : sequence of str, of (str, str), or of sequences of int
             Texts, pairs of texts, or token ids with their special tokens.
         taps : {"all", "all+last"} or sequence of int
             Which states: 0 is the embeddings, i the output of layer i. "all" are those that a side network with the
             last layer as its late one taps: 0 to num_layers - 1. "all+last" are all.
         batch_size : int
-            Texts that are computed at a time; the results do not depend on it.
+            Samples that are computed at a time; the results do not depend on it.
         max_length : int, optional
             Tokens that are kept of a text; the model's limit when None.
         dtype : {"float32", "float16", "bfloat16", "int8"}
@@ -110,49 +130,46 @@ class BertBackbone:
         Returns
         -------
         Features
-            In the order of the texts.
+            In the order of the samples.
 
         Raises
         ------
         ImportError
-            Without the tokenizers package, unless `texts` are token ids.
+            Without the tokenizers package, unless `samples` are token ids.
         """
         states = self._states(taps)
         one_of(dtype, "dtype", tuple(_STORED))
         batch_size = whole_number(batch_size, "batch_size", 1)
-        ids, types = self._tokens(texts, self._length(max_length))
-        lengths = np.array([len(tokens) for tokens in ids], np.int64)
+        lengths, inputs = self._stem.read(samples, self._length(max_length))
         offsets = offsets_of(lengths)
-        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        inputs = [np.concatenate(ids), positions, np.concatenate(types)]
-        inputs = [np.ascontiguousarray(values, np.int32).reshape(-1, 1) for values in inputs]
         stored = [np.empty((int(offsets[-1]), self.hidden_size), _STORED[dtype]) for _ in states]
         scales = [np.empty(len(array), np.float32) if dtype == "int8" else None for array in stored]
-        with progress_bar(flag(progress, "progress"), len(ids), "extract") as bar, self._lock:
-            for start in range(0, len(ids), batch_size):
-                stop = min(start + batch_size, len(ids))
-                self._run(states, offsets[start : stop + 1], inputs, stored, scales)
+        with progress_bar(flag(progress, "progress"), len(lengths), "extract") as bar, self._lock:
+            for start in range(0, len(lengths), batch_size):
+                stop = min(start + batch_size, len(lengths))
+                self._run(states, offsets[start : stop + 1], inputs(start, stop), stored, scales)
                 bar.update(stop - start)
         source = {"backbone": self.fingerprint, "states": states}
         return Features(stored, lengths, dtype=None if dtype == "int8" else dtype, scales=scales, source=source)
 
-    def encode(self, texts, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False):
-        """Compute one vector a text: its last states, pooled.
+    def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False):
+        """Compute one vector a sample: its last states, pooled.
 
         Parameters
         ----------
-        texts, batch_size, max_length, progress
+        samples, batch_size, max_length, progress
             As for `extract`.
-        how : {"mean", "max", "first", "last"}
+        how : {"mean", "first", "last", "max"}
         normalize : bool
             Whether to scale the vectors to length 1.
 
         Returns
         -------
-        numpy.ndarray of float32, shape (texts, hidden_size)
+        numpy.ndarray of float32, shape (samples, hidden_size)
         """
         flag(normalize, "normalize")
-        features = self.extract(texts, [self.num_layers], batch_size=batch_size, max_length=max_length,
+        one_of(how, "how", ("mean", "first", "last", "max"))
+        features = self.extract(samples, [self.num_layers], batch_size=batch_size, max_length=max_length,
                                 progress=progress)
         pooled = features.pooled(how=how)
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
@@ -162,7 +179,7 @@ class BertBackbone:
         parts = [array[first:last] for array in stored]
         sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in parts]
         self._program(tuple(states)).forward(
-            len(offsets) - 1, [None, offsets - first], [(values[first:last], None) for values in inputs],
+            len(offsets) - 1, [None, offsets - first], [(values, None) for values in inputs],
             [(sink, None) for sink in sinks],
         )
         for part, sink, scale in zip(parts, sinks, scales):
@@ -179,36 +196,16 @@ class BertBackbone:
         return self._programs[states]
 
     def _build(self, graph, depth):
-        """Add the embeddings and `depth` layers to a graph, and return all states."""
-        tokens = graph.space("tokens")
-        ids, positions, types = (graph.indices(name, tokens) for name in ("ids", "positions", "types"))
-        words, places, kinds, weight, bias = (
-            graph.parameter(name, array.shape, "frozen", data=array) for name, array in self._embeddings.items()
-        )
-        x = graph.add(graph.embedding(ids, words), graph.embedding(types, kinds))
-        x = graph.add(x, graph.embedding(positions, places))
-        states = [graph.layer_norm(x, weight, bias, self._config["layer_norm_eps"])]
+        """Add the stem and `depth` layers to a graph, and return all states."""
+        states = [self._stem.build(graph, graph.space("tokens"))]
         for number, layer in enumerate(self.layers[:depth]):
             states.append(layer._build(graph, f"layer.{number}.", states[-1:]))
+        if self._norm and depth == self.num_layers:
+            weights = [graph.parameter(f"norm.{name}", array.shape, "frozen", data=array)
+                       for name, array in self._norm.items()]
+            norm = graph.layer_norm if len(weights) > 1 else graph.rms_norm
+            states[-1] = norm(states[-1], *weights, self._facts["eps"])
         return states
-
-    def _tokens(self, texts, max_length):
-        texts, kind = read_texts(texts)
-        if kind == "ids":
-            ids, types = texts, [[0] * len(tokens) for tokens in texts]
-        else:
-            ids, types = self._tokenizer.encode(texts, max_length)
-        for number, tokens in enumerate(ids):
-            if not 1 <= len(tokens) <= max_length:
-                raise ValueError(f"text {number} must have 1 to {max_length} tokens, got {len(tokens)}")
-            if min(tokens) < 0 or max(tokens) >= self._config["vocab_size"]:
-                raise ValueError(
-                    f"text {number} must have token ids from 0 to {self._config['vocab_size'] - 1}, got "
-                    f"{min(tokens) if min(tokens) < 0 else max(tokens)}"
-                )
-        if max(map(max, types)) >= self._config["type_vocab_size"]:
-            raise ValueError(f"texts: the model has {self._config['type_vocab_size']} token type, so it takes no pairs")
-        return ids, types
 
     def _length(self, max_length):
         return self.max_length if max_length is None else whole_number(max_length, "max_length", 1, self.max_length)
@@ -223,8 +220,3 @@ class BertBackbone:
         if not states or len(set(states)) < len(states):
             raise ValueError(f"taps must be different state numbers, at least one, got {states}")
         return states
-
-    def _count(self):
-        return sum(array.size for array in self._embeddings.values()) + sum(
-            layer.num_parameters(trainable_only=False) for layer in self.layers
-        )

@@ -1,0 +1,152 @@
+"""Backbones of every family against the transformers library, on small random models: states, and input gradients."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import sherl
+
+LIMIT = 1e-4
+SMALL = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6, "intermediate_size": 80}
+TEXT = {**SMALL, "vocab_size": 50, "max_position_embeddings": 60, "pad_token_id": 1, "bos_token_id": 0,
+        "eos_token_id": 2}
+T5 = {"d_model": 48, "d_kv": 10, "num_heads": 6, "d_ff": 80, "num_layers": 3, "vocab_size": 50}
+GPT2 = {"n_embd": 48, "n_layer": 3, "n_head": 6, "vocab_size": 50, "n_positions": 60, "bos_token_id": 0,
+        "eos_token_id": 0}
+
+
+class Peer:
+    """A small model of transformers: how it is made, its samples, and where its last layer is.
+
+    Parameters
+    ----------
+    make : callable
+        Returns the model.
+    layer : str
+        Path to the last layer.
+    inputs : callable
+        Takes the model's configuration and returns samples as sherl takes them.
+    feed : callable
+        Turns one sample into the keywords of the model.
+    """
+
+    def __init__(self, make, layer, inputs=None, feed=None):
+        self.make, self.layer = make, layer
+        self.inputs, self.feed = inputs or token_ids, feed or as_ids
+
+
+def token_ids(config):
+    generator = np.random.default_rng(0)
+    return [generator.integers(3, 50, length).tolist() for length in (40, 7, 1, 58)]
+
+
+def as_ids(sample):
+    return {"input_ids": torch.tensor([sample])}
+
+
+def model_of(name, part="", **settings):
+    def make():
+        config = getattr(transformers, f"{name}Config")(**settings, attn_implementation="eager")
+        return getattr(transformers, f"{name}{part}Model")(config)
+
+    return make
+
+
+def llama(name, **settings):
+    return Peer(model_of(name, **{**TEXT, "num_key_value_heads": 2, **settings}), "layers.2")
+
+
+PEERS = {
+    "bert": Peer(model_of("Bert", **TEXT), "encoder.layer.2"),
+    "roberta": Peer(model_of("Roberta", **TEXT, type_vocab_size=1), "encoder.layer.2"),
+    "xlm-roberta": Peer(model_of("XLMRoberta", **TEXT, type_vocab_size=1), "encoder.layer.2"),
+    "camembert": Peer(model_of("Camembert", **TEXT, type_vocab_size=1), "encoder.layer.2"),
+    "distilbert": Peer(
+        model_of("DistilBert", dim=48, n_layers=3, n_heads=6, hidden_dim=80, vocab_size=50, max_position_embeddings=60),
+        "transformer.layer.2",
+    ),
+    "mpnet": Peer(model_of("MPNet", **TEXT), "encoder.layer.2"),
+    "electra": Peer(model_of("Electra", **TEXT, embedding_size=20), "encoder.layer.2"),
+    "electra, no projection": Peer(model_of("Electra", **TEXT, embedding_size=48), "encoder.layer.2"),
+    "t5 v1.0": Peer(model_of("T5", "Encoder", **T5), "encoder.block.2"),
+    "t5 v1.1": Peer(model_of("T5", "Encoder", **T5, feed_forward_proj="gated-gelu"), "encoder.block.2"),
+    "gpt2": Peer(model_of("GPT2", **GPT2), "h.2"),
+    "llama": llama("Llama", rope_parameters={"rope_type": "default", "rope_theta": 5000.0}),
+    "llama, head size": llama("Llama", head_dim=12, attention_bias=True, mlp_bias=True),
+    "mistral": llama("Mistral", head_dim=8, sliding_window=None),
+    "qwen2": llama("Qwen2"),
+}  # fmt: skip
+
+
+def randomized(model):
+    """Give a model weights that tell every part of it."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            norm = parameter.dim() == 1 and name.endswith("weight")
+            scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and "embed" not in name else 0.3
+            parameter.copy_(scale * torch.randn_like(parameter) + (1.0 if norm else 0.0))
+    return model.eval().requires_grad_(False)
+
+
+def expected_of(peer, model, samples, cotangents):
+    """Return for each sample its states, the output of the last layer, and the gradient of that layer's input."""
+    layer = model.get_submodule(peer.layer)
+    found = []
+    for sample, cotangent in zip(samples, cotangents):
+        calls = []
+        hook = layer.register_forward_hook(
+            lambda module, arguments, keywords, output: calls.append((arguments, keywords)), with_kwargs=True
+        )
+        output = model(**peer.feed(sample), output_hidden_states=True)
+        hook.remove()
+        arguments, keywords = calls[0]
+        x = arguments[0] if arguments else keywords.pop("hidden_states")
+        x = x.detach().requires_grad_(True)
+        y = layer(x, *arguments[1:], **keywords)
+        y = y[0] if isinstance(y, tuple) else y
+        y.backward(torch.tensor(cotangent[None]))
+        states = [state[0].numpy() for state in output.hidden_states[:-1]] + [output.last_hidden_state[0].numpy()]
+        found.append((states, y[0].detach().numpy(), x.grad[0].numpy()))
+    return found
+
+
+def distance(found, expected):
+    assert found.shape == expected.shape
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.fixture(scope="module")
+def table():
+    rows = []
+    yield rows
+    print("\n\nlargest distance over four samples\n" + f"{'family':24}{'states':>10}{'output':>10}{'gradient':>10}")
+    for row in rows:
+        print(f"{row[0]:24}" + "".join(f"{value:10.1e}" for value in row[1:]))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_family(name, tmp_path, table):
+    peer = PEERS[name]
+    model = randomized(peer.make())
+    model.save_pretrained(tmp_path)
+    model.config.use_cache = False
+    backbone = sherl.load_backbone(tmp_path)
+    samples = peer.inputs(model.config)
+    features = backbone.extract(samples, taps="all+last", batch_size=3)
+    assert backbone.num_layers == len(backbone.layers) == 3
+    generator = np.random.default_rng(1)
+    cotangents = [generator.standard_normal((length, backbone.hidden_size), np.float32) for length in features.lengths]
+    expected = expected_of(peer, model, samples, cotangents)
+    worst = np.zeros(3)
+    for number, (states, output, gradient) in enumerate(expected):
+        found = features[number].taps
+        assert len(found) == len(states)
+        y, gradients = backbone.layers[-1].vjp(found[-2][None], cotangents[number][None])
+        distances = (
+            max(map(distance, found, states)), distance(y[0], output), distance(gradients["x"][0], gradient)
+        )  # fmt: skip
+        worst = np.maximum(worst, distances)
+    table.append((name, *worst))
+    assert worst.max() <= LIMIT
