@@ -31,8 +31,8 @@ class Peer:
         Turns one sample into the keywords of the model.
     """
 
-    def __init__(self, make, layer, inputs=None, feed=None):
-        self.make, self.layer = make, layer
+    def __init__(self, make, layer, inputs=None, feed=None, **options):
+        self.make, self.layer, self.options = make, layer, options
         self.inputs, self.feed = inputs or token_ids, feed or as_ids
 
 
@@ -57,6 +57,41 @@ def llama(name, **settings):
     return Peer(model_of(name, **{**TEXT, "num_key_value_heads": 2, **settings}), "layers.2")
 
 
+def images(config):
+    shape = (4, config.image_size, config.image_size, 3)
+    return list(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+
+
+def as_pixels(sample):
+    return {"pixel_values": torch.tensor(sample.transpose(2, 0, 1)[None])}
+
+
+def image_model(name, layer, images=images, part="", **settings):
+    settings = {**SMALL, "image_size": 24, "patch_size": 8, **settings}
+    return Peer(model_of(name, part, **settings), layer, images, as_pixels, preprocessed=True)
+
+
+def images_of_sizes(config):
+    return [np.random.default_rng(number).standard_normal((*size, 3)).astype(np.float32)
+            for number, size in enumerate([(32, 16), (24, 24), (48, 40), (32, 16)])]
+
+
+def recordings(config):
+    shape = (4, config.num_mel_bins, 2 * config.max_source_positions)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def as_features(sample):
+    return {"input_features": torch.tensor(sample[None])}
+
+
+DINOV2 = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
+WHISPER = {
+    "d_model": 48, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 6, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80, "decoder_ffn_dim": 64, "vocab_size": 50, "num_mel_bins": 10, "max_source_positions": 30,
+    "max_target_positions": 20, "pad_token_id": 1, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+
 PEERS = {
     "bert": Peer(model_of("Bert", **TEXT), "encoder.layer.2"),
     "roberta": Peer(model_of("Roberta", **TEXT, type_vocab_size=1), "encoder.layer.2"),
@@ -76,6 +111,17 @@ PEERS = {
     "llama, head size": llama("Llama", head_dim=12, attention_bias=True, mlp_bias=True),
     "mistral": llama("Mistral", head_dim=8, sliding_window=None),
     "qwen2": llama("Qwen2"),
+    "vit": image_model("ViT", "layers.2"),
+    "vit, no biases": image_model("ViT", "layers.2", qkv_bias=False),
+    "dinov2": image_model("Dinov2", "encoder.layer.2", **DINOV2),
+    "dinov2, other sizes": image_model("Dinov2", "encoder.layer.2", images_of_sizes, **DINOV2),
+    "dinov2, gated": image_model("Dinov2", "encoder.layer.2", use_swiglu_ffn=True, **DINOV2),
+    "dinov2, registers": image_model("Dinov2WithRegisters", "encoder.layer.2", **DINOV2),
+    "clip text": Peer(model_of("CLIP", "Text", **TEXT), "encoder.layers.2"),
+    "clip image": image_model("CLIP", "encoder.layers.2", part="Vision"),
+    "siglip text": Peer(model_of("Siglip", "Text", **TEXT), "encoder.layers.2"),
+    "siglip image": image_model("Siglip", "encoder.layers.2", part="Vision"),
+    "whisper": Peer(model_of("Whisper", **WHISPER), "layers.2", recordings, as_features),
 }  # fmt: skip
 
 
@@ -134,7 +180,7 @@ def test_family(name, tmp_path, table):
     model.config.use_cache = False
     backbone = sherl.load_backbone(tmp_path)
     samples = peer.inputs(model.config)
-    features = backbone.extract(samples, taps="all+last", batch_size=3)
+    features = backbone.extract(samples, taps="all+last", batch_size=3, **peer.options)
     assert backbone.num_layers == len(backbone.layers) == 3
     generator = np.random.default_rng(1)
     cotangents = [generator.standard_normal((length, backbone.hidden_size), np.float32) for length in features.lengths]

@@ -12,14 +12,16 @@ from ..checks import flag, one_of, whole_number
 from ..features.features import Features
 from ..features.rows import offsets_of, quantised
 from ..training.progress import progress_bar
+from .audio import AudioStem
 from .files import CONFIG, Tensors, read_config
+from .image import ImageStem
 from .reading import read_decoder, read_family, read_layers, read_norm, read_stem
 from .text import TextStem
 
 __all__ = ["Backbone"]
 
 _STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
-_STEMS = {"text": TextStem}
+_STEMS = {"text": TextStem, "image": ImageStem, "audio": AudioStem}
 
 
 class Backbone:
@@ -32,26 +34,26 @@ class Backbone:
     ----------
     family : str
         Of the model, such as "BERT".
+    takes : {"text", "image", "audio"}
     hidden_size : int
         Channels of its states.
     num_layers : int
     layers : list of TransformerLayer or T5Block
         The frozen layers; they share their weights with the backbone.
-    decoder_layers : list of T5Block
-        Those of the decoder of a T5; they are no part of `extract`.
-    max_length : int
-        Tokens that a text can have.
+    decoder_layers : list of TransformerLayer or T5Block
+        Those of the decoder of T5 or Whisper; `extract` does not use them.
+    max_length : int or None
+        Tokens that a text can have; None where it takes no texts.
     """
 
-    def __init__(self, folder):
-        config = read_config(folder)
-        family, self._facts = read_family(config, Path(folder) / CONFIG)
+    def __init__(self, folder, tower=None):
+        family, self._facts = read_family(read_config(folder), Path(folder) / CONFIG, tower)
         tensors = Tensors(folder)
         tensors.choose_prefix(family.prefixes, next(iter(family.tensors.values()))[0])
         self._stem_arrays = read_stem(family, self._facts, tensors)
         self._norm = read_norm(family, self._facts, tensors)
         self._stem = _STEMS[family.stem](folder, self._facts, self._stem_arrays)
-        self.family = family.title
+        self.family, self.takes = family.title, family.stem
         self.hidden_size = self._facts["features"]
         self.num_layers = self._facts["layers"]
         self.max_length = self._stem.max_length
@@ -106,15 +108,21 @@ class Backbone:
         list of list of int
             Special tokens included.
         """
+        if self.takes != "text":
+            raise TypeError(f"the {self.family} backbone takes no texts")
         return self._stem.tokenize(texts, self._length(max_length))
 
-    def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False):
+    def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False,
+                preprocessed=False):
         """Compute hidden states.
 
         Parameters
         ----------
-        samples : sequence of str, of (str, str), or of sequences of int
-            Texts, pairs of texts, or token ids with their special tokens.
+        samples : sequence
+            Of a text model texts, pairs of texts, or token ids (sequences of int) with their special tokens. Of an image
+            model an array (images, height, width, channels) or (images, channels, height, width), or a sequence of such
+            images of any sizes, uint8 or float from 0 to 1. Of an audio model the log-mel features of recordings, float
+            of shape (recordings, bins, frames).
         taps : {"all", "all+last"} or sequence of int
             Which states: 0 is the embeddings, i the output of layer i. "all" are those that a side network with the
             last layer as its late one taps: 0 to num_layers - 1. "all+last" are all.
@@ -126,21 +134,27 @@ class Backbone:
             How the states are stored; bfloat16 as uint16, int8 with one scale a row.
         progress : bool
             Whether to show a progress bar, where tqdm is installed.
+        preprocessed : bool
+            Whether images are float as the model itself takes them. Otherwise they are resized, cropped and normalised as
+            the folder's preprocessor_config.json says.
 
         Returns
         -------
         Features
-            In the order of the samples.
+            In the order of the samples; of images one row a class token, register and patch, patches line by line.
 
         Raises
         ------
         ImportError
-            Without the tokenizers package, unless `samples` are token ids.
+            Without the tokenizers package, unless `samples` are token ids; without the pillow package where images are
+            resized.
+        ValueError
+            Where a sample does not fit the model.
         """
         states = self._states(taps)
         one_of(dtype, "dtype", tuple(_STORED))
         batch_size = whole_number(batch_size, "batch_size", 1)
-        lengths, inputs = self._stem.read(samples, self._length(max_length))
+        lengths, inputs = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
         offsets = offsets_of(lengths)
         stored = [np.empty((int(offsets[-1]), self.hidden_size), _STORED[dtype]) for _ in states]
         scales = [np.empty(len(array), np.float32) if dtype == "int8" else None for array in stored]
@@ -152,12 +166,13 @@ class Backbone:
         source = {"backbone": self.fingerprint, "states": states}
         return Features(stored, lengths, dtype=None if dtype == "int8" else dtype, scales=scales, source=source)
 
-    def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False):
+    def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False,
+               preprocessed=False):
         """Compute one vector a sample: its last states, pooled.
 
         Parameters
         ----------
-        samples, batch_size, max_length, progress
+        samples, batch_size, max_length, progress, preprocessed
             As for `extract`.
         how : {"mean", "first", "last", "max"}
         normalize : bool
@@ -170,17 +185,23 @@ class Backbone:
         flag(normalize, "normalize")
         one_of(how, "how", ("mean", "first", "last", "max"))
         features = self.extract(samples, [self.num_layers], batch_size=batch_size, max_length=max_length,
-                                progress=progress)
+                                progress=progress, preprocessed=preprocessed)
         pooled = features.pooled(how=how)
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
+
+    def _read(self, samples, max_length, preprocessed):
+        if self.takes == "text" and preprocessed:
+            raise ValueError("preprocessed goes with images, but the backbone takes texts")
+        if self.takes != "text" and max_length is not None:
+            raise ValueError(f"max_length goes with texts, but the backbone takes {self.takes}")
+        return self._stem.read(samples, self._length(max_length) if self.takes == "text" else preprocessed)
 
     def _run(self, states, offsets, inputs, stored, scales):
         first, last = offsets[0], offsets[-1]
         parts = [array[first:last] for array in stored]
         sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in parts]
         self._program(tuple(states)).forward(
-            len(offsets) - 1, [None, offsets - first], [(values, None) for values in inputs],
-            [(sink, None) for sink in sinks],
+            len(offsets) - 1, [None, offsets - first], inputs, [(sink, None) for sink in sinks]
         )
         for part, sink, scale in zip(parts, sinks, scales):
             if scale is not None:

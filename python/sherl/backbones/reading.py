@@ -4,16 +4,24 @@ import numpy as np
 
 from ..blocks.families import BIAS_ROLES
 from ..blocks.transformer import ACTIVATIONS, T5Block
-from ..checks import real_number, whole_number
-from .families import FAMILIES
+from ..checks import one_of, real_number, whole_number
+from .families import FAMILIES, TOWERS
+
+_PARTS = {"text": "text_config", "image": "vision_config"}  # of the configuration of two towers
 
 
-def read_family(config, path):
+def read_family(config, path, tower=None):
     """Return the family of a configuration, and the facts that the model's states depend on."""
     kind = config.get("model_type")
-    family = FAMILIES.get(kind) if isinstance(kind, str) else None
-    if family is None:
-        raise ValueError(f"{path}: model_type must be one of {', '.join(sorted(FAMILIES))}, got {kind!r}")
+    known = [*FAMILIES, *TOWERS]
+    if not isinstance(kind, str) or kind not in known:
+        raise ValueError(f"{path}: model_type must be one of {', '.join(known)}, got {kind!r}")
+    if kind in TOWERS:
+        family = TOWERS[kind][one_of(tower, "tower", tuple(TOWERS[kind]))]
+        config = config.get(_PARTS[tower])
+    else:
+        family = FAMILIES[kind]
+        one_of(tower, "tower", (None, family.stem))
     try:
         return family, _facts(family, config)
     except (TypeError, ValueError, AttributeError) as error:
@@ -21,6 +29,8 @@ def read_family(config, path):
 
 
 def _facts(family, config):
+    if not isinstance(config, dict):
+        raise ValueError(f"the configuration of the tower must be an object, got {config!r}")
     for name, values, message in family.needs:
         if config.get(name, values[0]) not in values:
             raise ValueError(f"{message}, but {name} is {config[name]!r}")
@@ -36,14 +46,21 @@ def _facts(family, config):
     facts["activation"] = config.get(name, default)
     name, default = family.eps
     facts["eps"] = real_number(config.get(name, default), name, above=0.0)
+    facts |= family.constants
     if family.derive is not None:
         family.derive(facts, config)
     if facts["activation"] not in ACTIVATIONS:
         name = family.activation[0]
         raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}, got {facts['activation']!r}")
     if not facts.get("head_size") and facts["features"] % facts["heads"]:
-        raise ValueError(f"{family.sizes['heads']} must divide {family.sizes['features']}")
+        raise ValueError(f"{_named(family, 'heads')} must divide {_named(family, 'features')}")
     return facts
+
+
+def _named(family, fact):
+    """Return what the configuration calls a fact."""
+    entry = family.sizes[fact]
+    return entry if isinstance(entry, str) else entry[0]
 
 
 def read_stem(family, facts, tensors):

@@ -44,7 +44,7 @@ class TextStem:
         if "types" in self._arrays:
             inputs.append(np.concatenate(types))
         inputs = [np.ascontiguousarray(values, np.int32).reshape(-1, 1) for values in inputs]
-        return lengths, lambda start, stop: [values[offsets[start] : offsets[stop]] for values in inputs]
+        return lengths, lambda start, stop: [(values[offsets[start] : offsets[stop]], None) for values in inputs]
 
     def build(self, graph, space):
         """Add the stem to a graph, and return state 0."""
@@ -68,6 +68,8 @@ class TextStem:
             ids, types = texts, [[0] * len(tokens) for tokens in texts]
         else:
             ids, types = self._tokenizer.encode(texts, max_length)
+            if "padding" in self._facts:
+                ids = [tokens + [self._facts["padding"]] * (max_length - len(tokens)) for tokens in ids]
         vocabulary = self._facts["vocabulary"]
         for number, tokens in enumerate(ids):
             if not 1 <= len(tokens) <= max_length:
