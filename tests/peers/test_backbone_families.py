@@ -17,23 +17,32 @@ GPT2 = {"n_embd": 48, "n_layer": 3, "n_head": 6, "vocab_size": 50, "n_positions"
 
 
 class Peer:
-    """A small model of transformers: how it is made, its samples, and where its last layer is.
+    """A small model of transformers: how it is made, and its samples.
 
     Parameters
     ----------
     make : callable
         Returns the model.
     layer : str
-        Path to the last layer.
-    inputs : callable
-        Takes the model's configuration and returns samples as sherl takes them.
+        Path to the last layer, in the part.
+    samples : callable
+        Takes the part's configuration and returns samples as sherl takes them.
     feed : callable
-        Turns one sample into the keywords of the model.
+        Turns one sample into the part's keywords.
+    part : str
+        Path to the part of the model whose states are compared.
+    norm : str
+        Path to a norm, in the part, that sherl's last state has and the part's last state has not.
+    tower : str, optional
+        Of `load_backbone`.
+    options : dict
+        Of `extract`.
     """
 
-    def __init__(self, make, layer, inputs=None, feed=None, **options):
-        self.make, self.layer, self.options = make, layer, options
-        self.inputs, self.feed = inputs or token_ids, feed or as_ids
+    def __init__(self, make, layer, samples=None, feed=None, *, part="", norm=None, tower=None, **options):
+        self.make, self.layer, self.part, self.norm = make, layer, part, norm
+        self.samples, self.feed = samples or token_ids, feed or as_ids
+        self.tower, self.options = tower, options
 
 
 def token_ids(config):
@@ -47,8 +56,9 @@ def as_ids(sample):
 
 def model_of(name, part="", **settings):
     def make():
-        config = getattr(transformers, f"{name}Config")(**settings, attn_implementation="eager")
-        return getattr(transformers, f"{name}{part}Model")(config)
+        model = getattr(transformers, f"{name}{part}Model")(getattr(transformers, f"{name}Config")(**settings))
+        model.set_attn_implementation("eager")
+        return model
 
     return make
 
@@ -66,9 +76,20 @@ def as_pixels(sample):
     return {"pixel_values": torch.tensor(sample.transpose(2, 0, 1)[None])}
 
 
-def image_model(name, layer, images=images, part="", **settings):
-    settings = {**SMALL, "image_size": 24, "patch_size": 8, **settings}
-    return Peer(model_of(name, part, **settings), layer, images, as_pixels, preprocessed=True)
+IMAGE = {**SMALL, "image_size": 24, "patch_size": 8}
+
+
+def image_model(name, layer, images=images, **settings):
+    return Peer(model_of(name, **{**IMAGE, **settings}), layer, images, as_pixels, preprocessed=True)
+
+
+def tower(name, kind):
+    make = model_of(name, text_config={**TEXT, "projection_size": 48}, vision_config=IMAGE)
+    if kind == "text":
+        return Peer(make, "encoder.layers.2", part="text_model", tower="text")
+    norm = "post_layernorm" if name == "CLIP" else None
+    return Peer(make, "encoder.layers.2", images, as_pixels, part="vision_model", norm=norm, tower="image",
+                preprocessed=True)
 
 
 def images_of_sizes(config):
@@ -117,11 +138,11 @@ PEERS = {
     "dinov2, other sizes": image_model("Dinov2", "encoder.layer.2", images_of_sizes, **DINOV2),
     "dinov2, gated": image_model("Dinov2", "encoder.layer.2", use_swiglu_ffn=True, **DINOV2),
     "dinov2, registers": image_model("Dinov2WithRegisters", "encoder.layer.2", **DINOV2),
-    "clip text": Peer(model_of("CLIP", "Text", **TEXT), "encoder.layers.2"),
-    "clip image": image_model("CLIP", "encoder.layers.2", part="Vision"),
-    "siglip text": Peer(model_of("Siglip", "Text", **TEXT), "encoder.layers.2"),
-    "siglip image": image_model("Siglip", "encoder.layers.2", part="Vision"),
-    "whisper": Peer(model_of("Whisper", **WHISPER), "layers.2", recordings, as_features),
+    "clip text": tower("CLIP", "text"),
+    "clip image": tower("CLIP", "image"),
+    "siglip text": tower("Siglip", "text"),
+    "siglip image": tower("Siglip", "image"),
+    "whisper": Peer(model_of("Whisper", **WHISPER), "layers.2", recordings, as_features, part="encoder"),
 }  # fmt: skip
 
 
@@ -136,16 +157,17 @@ def randomized(model):
     return model.eval().requires_grad_(False)
 
 
-def expected_of(peer, model, samples, cotangents):
+def expected_of(peer, part, samples, cotangents):
     """Return for each sample its states, the output of the last layer, and the gradient of that layer's input."""
-    layer = model.get_submodule(peer.layer)
+    layer = part.get_submodule(peer.layer)
+    norm = part.get_submodule(peer.norm) if peer.norm else lambda state: state
     found = []
     for sample, cotangent in zip(samples, cotangents):
         calls = []
         hook = layer.register_forward_hook(
             lambda module, arguments, keywords, output: calls.append((arguments, keywords)), with_kwargs=True
         )
-        output = model(**peer.feed(sample), output_hidden_states=True)
+        output = part(**peer.feed(sample), output_hidden_states=True)
         hook.remove()
         arguments, keywords = calls[0]
         x = arguments[0] if arguments else keywords.pop("hidden_states")
@@ -153,7 +175,8 @@ def expected_of(peer, model, samples, cotangents):
         y = layer(x, *arguments[1:], **keywords)
         y = y[0] if isinstance(y, tuple) else y
         y.backward(torch.tensor(cotangent[None]))
-        states = [state[0].numpy() for state in output.hidden_states[:-1]] + [output.last_hidden_state[0].numpy()]
+        states = [*output.hidden_states[:-1], norm(output.last_hidden_state)]
+        states = [state[0].numpy() for state in states]
         found.append((states, y[0].detach().numpy(), x.grad[0].numpy()))
     return found
 
@@ -177,14 +200,15 @@ def test_family(name, tmp_path, table):
     peer = PEERS[name]
     model = randomized(peer.make())
     model.save_pretrained(tmp_path)
-    model.config.use_cache = False
-    backbone = sherl.load_backbone(tmp_path)
-    samples = peer.inputs(model.config)
+    part = model.get_submodule(peer.part)
+    part.config.use_cache = False
+    backbone = sherl.load_backbone(tmp_path, peer.tower)
+    samples = peer.samples(part.config)
     features = backbone.extract(samples, taps="all+last", batch_size=3, **peer.options)
     assert backbone.num_layers == len(backbone.layers) == 3
     generator = np.random.default_rng(1)
     cotangents = [generator.standard_normal((length, backbone.hidden_size), np.float32) for length in features.lengths]
-    expected = expected_of(peer, model, samples, cotangents)
+    expected = expected_of(peer, part, samples, cotangents)
     worst = np.zeros(3)
     for number, (states, output, gradient) in enumerate(expected):
         found = features[number].taps
