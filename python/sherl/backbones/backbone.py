@@ -15,6 +15,7 @@ from ..training.progress import progress_bar
 from .audio import AudioStem
 from .files import CONFIG, Tensors, read_config
 from .image import ImageStem
+from .onnx_weights import OnnxGraph, OnnxTensors
 from .reading import read_decoder, read_family, read_layers, read_norm, read_stem
 from .text import TextStem
 
@@ -46,9 +47,15 @@ class Backbone:
         Tokens that a text can have; None where it takes no texts.
     """
 
-    def __init__(self, folder, tower=None):
-        family, self._facts = read_family(read_config(folder), Path(folder) / CONFIG, tower)
-        tensors = Tensors(folder)
+    def __init__(self, path, tower=None):
+        folder = Path(path)
+        if folder.suffix == ".onnx":
+            tensors = OnnxTensors(OnnxGraph(path))
+            family, self._facts = read_family(tensors.config, path, tower)
+            folder = folder.parent
+        else:
+            family, self._facts = read_family(read_config(folder), folder / CONFIG, tower)
+            tensors = Tensors(folder)
         tensors.choose_prefix(family.prefixes, next(iter(family.tensors.values()))[0])
         self._stem_arrays = read_stem(family, self._facts, tensors)
         self._norm = read_norm(family, self._facts, tensors)
