@@ -220,3 +220,49 @@ def test_family(name, tmp_path, table):
         worst = np.maximum(worst, distances)
     table.append((name, *worst))
     assert worst.max() <= LIMIT
+
+
+# ---- Decoders ----
+
+
+@pytest.mark.parametrize("name", ["T5", "T5 gated", "Whisper"])
+def test_decoder_layers(name, tmp_path):
+    settings = WHISPER if name == "Whisper" else {**T5, "decoder_start_token_id": 0}
+    settings |= {"feed_forward_proj": "gated-gelu"} if name == "T5 gated" else {}
+    model = randomized(model_of(name.split()[0], **settings)())
+    model.save_pretrained(tmp_path)
+    backbone = sherl.load_backbone(tmp_path)
+    feed = as_features(recordings(model.config)[0]) if name == "Whisper" else as_ids(token_ids(model.config)[0])
+    decoder_ids = torch.tensor([[3, 9, 4, 40, 22, 7]])
+    output = model(**feed, decoder_input_ids=decoder_ids, output_hidden_states=True, use_cache=False)
+    memory = output.encoder_last_hidden_state.numpy()
+    x = output.decoder_hidden_states[0].numpy()
+    norm = model.decoder.layer_norm if name == "Whisper" else model.decoder.final_layer_norm
+    for number, layer in enumerate(backbone.decoder_layers, 1):
+        x = layer(x, memory=memory)
+        last = number == len(backbone.decoder_layers)
+        expected = output.decoder_hidden_states[number].numpy()
+        assert distance(norm(torch.tensor(x)).numpy() if last else x, expected) < LIMIT
+
+
+# ---- Preprocessing ----
+
+PROCESSORS = {
+    "ViT": {"size": {"height": 24, "width": 24}},
+    "CLIP": {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+    "Siglip": {"size": {"height": 24, "width": 24}},
+    "Bit": {"size": {"shortest_edge": 30}, "crop_size": {"height": 24, "width": 24}, "do_center_crop": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_preprocessing(name, tmp_path):
+    randomized(model_of("ViT", **IMAGE)()).save_pretrained(tmp_path)
+    processor = getattr(transformers, f"{name}ImageProcessorPil")(**PROCESSORS[name])
+    processor.save_pretrained(tmp_path)
+    backbone, random = sherl.load_backbone(tmp_path), np.random.default_rng(0)
+    sizes = [(24, 24), (40, 57), (57, 40), (25, 31)]
+    pictures = [random.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    pixels = processor(images=pictures, return_tensors="np")["pixel_values"]
+    expected = backbone.extract(pixels, [0], preprocessed=True).taps[0]
+    assert distance(backbone.extract(pictures, [0]).taps[0], expected) < LIMIT
