@@ -171,11 +171,12 @@ class OnnxTensors:
         return [number for part in maker.input for number in self._shape(part)]
 
     def _eps(self, place):
+        """Return the eps of a layer norm: the number in the file, which has float32, as it was written in decimals."""
         for node in self._graph.within(place, "LayerNormalization"):
-            return self._graph.attributes(node).get("epsilon", 1e-5)
+            return float(str(np.float32(self._graph.attributes(node).get("epsilon", 1e-5))))
         for node in self._graph.within(place, "Sqrt"):
             for name in self._graph.maker(node.input[0]).input:
                 array = self._graph.array(name)
                 if array is not None and array.size == 1:
-                    return float(array.reshape(-1)[0])
+                    return float(str(np.float32(array.reshape(-1)[0])))
         raise ValueError(f"{self._graph.path}: no layer norm tells its eps")

@@ -97,11 +97,13 @@ def read_layers(layers, facts, tensors):
         settings["head_size"] = None
     if settings.get("key_heads") == heads:
         settings["key_heads"] = None
-    naming = max(layers.family.namings, key=lambda naming: _known(naming, layers, tensors))
-    for bias, role in BIAS_ROLES.items():
-        if bias in settings and settings[bias] is None:
-            settings[bias] = layers.place.format(0) + naming.name(role) in tensors
-    shapes = layers.kind(features, heads, intermediate=facts[layers.intermediate], **settings)._shapes()
+    told = [bias for bias in BIAS_ROLES if bias in settings and settings[bias] is None]
+    settings |= dict.fromkeys(told, False)
+    sizes = {"features": features, "heads": heads, "intermediate": facts[layers.intermediate]}
+    naming = _naming_of(layers, layers.kind(**sizes, **settings)._shapes(), tensors)
+    for bias in told:
+        settings[bias] = layers.place.format(0) + naming.name(BIAS_ROLES[bias]) in tensors
+    shapes = layers.kind(**sizes, **settings)._shapes()
     made = []
     for number in range(facts[layers.count]):
         weights = _read_layer(layers, naming, shapes, number, tensors)
@@ -112,14 +114,17 @@ def read_layers(layers, facts, tensors):
 def read_decoder(family, facts, tensors):
     """Return the layers of a decoder; none where the family or the checkpoint has no decoder."""
     layers = family.decoder
-    if layers is None or not any(_known(naming, layers, tensors) for naming in layers.family.namings):
+    if layers is None:
         return []
-    return read_layers(layers, facts, tensors)
+    first = layers.place.format(0) + layers.family.namings[0].name("query_weight")
+    return read_layers(layers, facts, tensors) if first in tensors else []
 
 
-def _known(naming, layers, tensors):
+def _naming_of(layers, roles, tensors):
+    """Return the naming of a family that has all of some roles, and by which layer 0 has most of them."""
     place = layers.place.format(0)
-    return sum(place + naming.name(f"{part}_weight") in tensors for part in naming.places)
+    fit = [naming for naming in layers.family.namings if None not in map(naming.name, roles)]
+    return max(fit, key=lambda naming: sum(place + naming.name(role) in tensors for role in roles))
 
 
 def _read_layer(layers, naming, shapes, number, tensors):
