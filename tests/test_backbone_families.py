@@ -48,7 +48,7 @@ def normed(backbone, x):
         return x
     weight, bias = backbone._norm["weight"], backbone._norm.get("bias", 0)
     x = x - x.mean(axis=-1, keepdims=True) if "bias" in backbone._norm else x
-    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + backbone._facts["eps"]) * weight + bias
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + backbone._eps) * weight + bias
 
 
 @pytest.mark.parametrize("kind, tower", FAMILIES)

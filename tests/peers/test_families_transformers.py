@@ -245,6 +245,39 @@ def test_decoder_layers(name, tmp_path):
         assert distance(norm(torch.tensor(x)).numpy() if last else x, expected) < LIMIT
 
 
+# ---- ResNets ----
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_resnet(first, tmp_path, table):
+    config = transformers.ResNetConfig(
+        embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 3, 2, 2], downsample_in_bottleneck=first
+    )
+    model = randomized(transformers.ResNetModel(config))
+    for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.3)
+        norm.running_var.uniform_(0.5, 1.5)
+    model.save_pretrained(tmp_path)
+    backbone = sherl.load_backbone(tmp_path)
+    images = np.random.default_rng(0).standard_normal((2, 3, 70, 65), np.float32)
+    states = model(torch.tensor(images), output_hidden_states=True).hidden_states
+    features = backbone.extract(images, [0, 2, 5, 7, 9], preprocessed=True)
+    expected = [state.permute(0, 2, 3, 1).reshape(-1, state.shape[1]).numpy() for state in states]
+    found = max(map(distance, features.taps, expected))
+    layer = model.encoder.stages[-1].layers[-1]
+    x = torch.rand((2, 128, 3, 3)).requires_grad_(True)
+    y = layer(x)
+    y.sum().backward()
+    out, gradients = backbone.layers[-1].vjp(channels_last(x), np.ones((2, 3, 3, 128), np.float32))
+    worst = found, distance(out, channels_last(y)), distance(gradients["x"], channels_last(x.grad))
+    table.append((f"resnet{', stride first' if first else ''}", *worst))
+    assert max(worst) <= LIMIT
+
+
+def channels_last(x):
+    return x.detach().permute(0, 2, 3, 1).contiguous().numpy()
+
+
 # ---- Preprocessing ----
 
 PROCESSORS = {

@@ -2,7 +2,7 @@
 
 import numpy as np
 import onnx
-from onnx_models import FOCUS, fetched, inner_values
+from onnx_models import FOCUS, NSFW, fetched, inner_values
 
 import sherl
 
@@ -27,4 +27,20 @@ def test_dinov2():
     assert features.lengths.tolist() == [257] * 3
     distances = [distance(*pair) for pair in zip(features.taps, inner_values(path, names, images))]
     print(f"\nDINOv2, 12 layers: largest distance of a state {max(distances):.1e}")
+    assert max(distances) <= LIMIT
+
+
+def test_resnet():
+    path = fetched(NSFW)
+    backbone = sherl.load_backbone(path)
+    assert backbone.num_layers == 16
+    # A block ends with the ReLU after its sum; the graph has its values channels first.
+    nodes = list(onnx.load(path).graph.node)
+    sums = {node.output[0] for node in nodes if node.op_type == "Add" and node.name.startswith("Add")}
+    names = [node.output[0] for node in nodes if node.op_type == "MaxPool" or sums & set(node.input)]
+    images = 255 * np.random.default_rng(0).random((3, 224, 224, 3), np.float32) - 115
+    features = backbone.extract(images, "all+last", preprocessed=True)
+    expected = [value.transpose(0, 2, 3, 1) for value in inner_values(path, names, images)]
+    distances = [distance(*pair) for pair in zip(features.taps, expected, strict=True)]
+    print(f"\nResNet-50 with half the channels, 16 blocks: largest distance of a state {max(distances):.1e}")
     assert max(distances) <= LIMIT

@@ -5,14 +5,16 @@ from .backbone import Backbone
 __all__ = ["Backbone", "load_backbone"]
 
 
-def load_backbone(folder, tower=None):
+def load_backbone(path, tower=None):
     """Load a frozen backbone.
 
     Parameters
     ----------
-    folder : str or path-like
-        A model in Hugging Face layout: config.json, model.safetensors (or its shards and their index), and for texts
-        tokenizer.json, for images preprocessor_config.json. Its model_type tells the family.
+    path : str or path-like
+        A folder in Hugging Face layout: config.json, model.safetensors (or its shards and their index), and for texts
+        tokenizer.json, for images preprocessor_config.json. Its model_type tells the family. A ResNet may have
+        torchvision's names and no config.json, or timm's. Or an ONNX file of a DINOv2, or of a ResNet whose batch norms
+        are folded in.
     tower : {"text", "image"}, optional
         Which one of a model with two (CLIP, SigLIP).
 
@@ -24,8 +26,10 @@ def load_backbone(folder, tower=None):
     ------
     FileNotFoundError
         Where a file is missing.
+    ImportError
+        Of an ONNX file, without the onnx package.
     ValueError
         Where the family is not known or set in a way that cannot be run, a file is not whole, or a tensor is missing or
         of another shape than config.json says.
     """
-    return Backbone(folder, tower)
+    return Backbone(path, tower)

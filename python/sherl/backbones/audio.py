@@ -21,22 +21,25 @@ class AudioStem:
         By role.
     """
 
-    noun = "recording"
     max_length = None
 
     def __init__(self, folder, facts, arrays):
-        self._facts, self._arrays = facts, arrays
+        self.facts, self.arrays = facts, arrays
         self._maps = {
             name: np.ascontiguousarray(arrays[f"{name}_weight"].transpose(0, 2, 1)).reshape(facts["features"], -1)
             for name in ("first", "second")
         }
         self._store, self._program = _core.Parameters(), None
 
-    def read(self, samples, preprocessed):
+    @property
+    def out_features(self):
+        """Channels of state 0."""
+        return self.facts["features"]
+
+    def read(self, samples):
         """Return the rows of each recording, and a function that gives the inputs of recordings start to stop."""
-        del preprocessed  # they always are
         features = self._read_features(samples)
-        rows = self._facts["positions"]
+        rows = self.facts["positions"]
         lengths = np.full(len(features), rows, np.int64)
 
         def inputs(start, stop):
@@ -44,18 +47,19 @@ class AudioStem:
             frames = np.stack([np.asarray(sample, np.float32).T for sample in features[start:stop]])
             first = self._first(_windows(frames, 1)).reshape(count, 2 * rows, -1)
             positions = np.tile(np.arange(rows, dtype=np.int64), count)
-            return [(_windows(first, 2), None), (self._arrays["positions"], positions)]
+            return [(_windows(first, 2), None), (self.arrays["positions"], positions)]
 
         return lengths, inputs
 
-    def build(self, graph, space):
+    def build(self, graph):
         """Add the stem's second half to a graph, and return state 0."""
+        space = graph.space("tokens")
         windows = graph.input("windows", space, self._maps["second"].shape[1])
-        positions = graph.input("positions", space, self._facts["features"])
+        positions = graph.input("positions", space, self.facts["features"])
         return graph.add(self._convolution(graph, "second", windows), positions)
 
     def _convolution(self, graph, name, windows):
-        weight, bias = self._maps[name], self._arrays[f"{name}_bias"]
+        weight, bias = self._maps[name], self.arrays[f"{name}_bias"]
         weight = graph.parameter(f"stem.{name}.weight", weight.shape, "frozen", data=weight)
         bias = graph.parameter(f"stem.{name}.bias", bias.shape, "frozen", data=bias)
         return graph.linear(windows, weight, bias, activation="gelu")
@@ -67,12 +71,12 @@ class AudioStem:
             x = graph.input("windows", graph.space("frames"), windows.shape[1])
             graph.output(self._convolution(graph, "first", x))
             self._program = graph.compile(False)
-        out = np.empty((len(windows), self._facts["features"]), np.float32)
+        out = np.empty((len(windows), self.facts["features"]), np.float32)
         self._program.forward(1, [None, np.array([0, len(windows)])], [(windows, None)], [(out, None)])
         return out
 
     def _read_features(self, samples):
-        shape = self._facts["bins"], 2 * self._facts["positions"]
+        shape = self.facts["bins"], 2 * self.facts["positions"]
         array, element = read_reals(samples, "samples")
         if array.ndim != 3 or len(array) == 0 or array.shape[1:] != shape:
             raise ValueError(f"samples must be log-mel features of shape (recordings, {shape[0]}, {shape[1]}), got "

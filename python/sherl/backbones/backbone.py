@@ -3,7 +3,6 @@
 import hashlib
 import json
 import threading
-from pathlib import Path
 
 import numpy as np
 
@@ -12,17 +11,11 @@ from ..checks import flag, one_of, whole_number
 from ..features.features import Features
 from ..features.rows import offsets_of, quantised
 from ..training.progress import progress_bar
-from .audio import AudioStem
-from .files import CONFIG, Tensors, read_config
-from .image import ImageStem
-from .onnx_weights import OnnxGraph, OnnxTensors
-from .reading import read_decoder, read_family, read_layers, read_norm, read_stem
-from .text import TextStem
+from .loading import read_parts
 
 __all__ = ["Backbone"]
 
 _STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
-_STEMS = {"text": TextStem, "image": ImageStem, "audio": AudioStem}
 
 
 class Backbone:
@@ -36,10 +29,12 @@ class Backbone:
     family : str
         Of the model, such as "BERT".
     takes : {"text", "image", "audio"}
+    channels : list of int
+        Of each state.
     hidden_size : int
-        Channels of its states.
+        Those of the last state; of all but ResNets those of every one.
     num_layers : int
-    layers : list of TransformerLayer or T5Block
+    layers : list of TransformerLayer, T5Block or Bottleneck
         The frozen layers; they share their weights with the backbone.
     decoder_layers : list of TransformerLayer or T5Block
         Those of the decoder of T5 or Whisper; `extract` does not use them.
@@ -48,24 +43,14 @@ class Backbone:
     """
 
     def __init__(self, path, tower=None):
-        folder = Path(path)
-        if folder.suffix == ".onnx":
-            tensors = OnnxTensors(OnnxGraph(path))
-            family, self._facts = read_family(tensors.config, path, tower)
-            folder = folder.parent
-        else:
-            family, self._facts = read_family(read_config(folder), folder / CONFIG, tower)
-            tensors = Tensors(folder)
-        tensors.choose_prefix(family.prefixes, next(iter(family.tensors.values()))[0])
-        self._stem_arrays = read_stem(family, self._facts, tensors)
-        self._norm = read_norm(family, self._facts, tensors)
-        self._stem = _STEMS[family.stem](folder, self._facts, self._stem_arrays)
-        self.family, self.takes = family.title, family.stem
-        self.hidden_size = self._facts["features"]
-        self.num_layers = self._facts["layers"]
-        self.max_length = self._stem.max_length
-        self.layers = read_layers(family.layers, self._facts, tensors)
-        self.decoder_layers = read_decoder(family, self._facts, tensors)
+        parts = read_parts(path, tower)
+        self.family, self.takes = parts.title, parts.takes
+        self.layers, self.decoder_layers = parts.layers, parts.decoder_layers
+        self.num_layers = len(self.layers)
+        self.channels = [parts.stem.out_features, *(layer.out_features for layer in self.layers)]
+        self.hidden_size = self.channels[-1]
+        self.max_length = parts.stem.max_length
+        self._stem, self._norm, self._eps = parts.stem, parts.norm, parts.eps
         self._store = _core.Parameters()
         self._programs = {}
         self._fingerprint = None
@@ -75,8 +60,8 @@ class Backbone:
     def fingerprint(self):
         """SHA-256 of the configuration and all weights that the states depend on, in hexadecimal."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(json.dumps([self.family, self._facts], sort_keys=True).encode())
-            for arrays in (self._stem_arrays, self._norm):
+            digest = hashlib.sha256(json.dumps([self.family, self._stem.facts], sort_keys=True).encode())
+            for arrays in (self._stem.arrays, self._norm):
                 for name, array in sorted(arrays.items()):
                     digest.update(repr((name, array.shape)).encode())
                     digest.update(array)
@@ -96,7 +81,7 @@ class Backbone:
         -------
         int
         """
-        own = [*self._stem_arrays.values(), *self._norm.values()]
+        own = [*self._stem.arrays.values(), *self._norm.values()]
         return sum(array.size for array in own) + sum(
             layer.num_parameters(trainable_only=False) for layer in self.layers
         )
@@ -161,17 +146,21 @@ class Backbone:
         states = self._states(taps)
         one_of(dtype, "dtype", tuple(_STORED))
         batch_size = whole_number(batch_size, "batch_size", 1)
-        lengths, inputs = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
-        offsets = offsets_of(lengths)
-        stored = [np.empty((int(offsets[-1]), self.hidden_size), _STORED[dtype]) for _ in states]
+        first, inputs = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
+        sizes = self._sizes(first)  # of each state: rows of each sample, or heights and widths
+        offsets = [offsets_of(sizes[state].reshape(len(first), -1).prod(axis=1)) for state in states]
+        stored = [np.empty((int(rows[-1]), self.channels[state]), _STORED[dtype]) for state, rows in zip(states, offsets)]
         scales = [np.empty(len(array), np.float32) if dtype == "int8" else None for array in stored]
-        with progress_bar(flag(progress, "progress"), len(lengths), "extract") as bar, self._lock:
-            for start in range(0, len(lengths), batch_size):
-                stop = min(start + batch_size, len(lengths))
-                self._run(states, offsets[start : stop + 1], inputs(start, stop), stored, scales)
+        with progress_bar(flag(progress, "progress"), len(first), "extract") as bar, self._lock:
+            for start in range(0, len(first), batch_size):
+                stop = min(start + batch_size, len(first))
+                space = offsets_of(first[start:stop]) if first.ndim == 1 else first[start:stop]
+                places = [slice(rows[start], rows[stop]) for rows in offsets]
+                self._run(states, stop - start, space, inputs(start, stop), places, stored, scales)
                 bar.update(stop - start)
-        source = {"backbone": self.fingerprint, "states": states}
-        return Features(stored, lengths, dtype=None if dtype == "int8" else dtype, scales=scales, source=source)
+        rows = {"lengths": first} if first.ndim == 1 else {"sizes": [sizes[state] for state in states]}
+        return Features(stored, **rows, dtype=None if dtype == "int8" else dtype, scales=scales,
+                        source={"backbone": self.fingerprint, "states": states})
 
     def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False,
                preprocessed=False):
@@ -197,22 +186,28 @@ class Backbone:
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
 
     def _read(self, samples, max_length, preprocessed):
-        if self.takes == "text" and preprocessed:
-            raise ValueError("preprocessed goes with images, but the backbone takes texts")
-        if self.takes != "text" and max_length is not None:
+        if preprocessed and self.takes != "image":
+            raise ValueError(f"preprocessed goes with images, but the backbone takes {self.takes}")
+        if max_length is not None and self.takes != "text":
             raise ValueError(f"max_length goes with texts, but the backbone takes {self.takes}")
-        return self._stem.read(samples, self._length(max_length) if self.takes == "text" else preprocessed)
+        if self.takes == "text":
+            return self._stem.read(samples, self._length(max_length))
+        return self._stem.read(samples, preprocessed) if self.takes == "image" else self._stem.read(samples)
 
-    def _run(self, states, offsets, inputs, stored, scales):
-        first, last = offsets[0], offsets[-1]
-        parts = [array[first:last] for array in stored]
+    def _sizes(self, first):
+        """Return what the states have, given the first: rows of each sample, or heights and widths."""
+        sizes = [first]
+        for layer in self.layers:
+            sizes.append(sizes[-1] if first.ndim == 1 else layer.output_sizes(sizes[-1]))
+        return sizes
+
+    def _run(self, states, samples, space, inputs, places, stored, scales):
+        parts = [array[place] for array, place in zip(stored, places)]
         sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in parts]
-        self._program(tuple(states)).forward(
-            len(offsets) - 1, [None, offsets - first], inputs, [(sink, None) for sink in sinks]
-        )
-        for part, sink, scale in zip(parts, sinks, scales):
+        self._program(tuple(states)).forward(samples, [None, space], inputs, [(sink, None) for sink in sinks])
+        for part, sink, scale, place in zip(parts, sinks, scales, places):
             if scale is not None:
-                part[...], scale[first:last] = quantised(sink)
+                part[...], scale[place] = quantised(sink)
 
     def _program(self, states):
         if states not in self._programs:
@@ -225,14 +220,14 @@ class Backbone:
 
     def _build(self, graph, depth):
         """Add the stem and `depth` layers to a graph, and return all states."""
-        states = [self._stem.build(graph, graph.space("tokens"))]
+        states = [self._stem.build(graph)]
         for number, layer in enumerate(self.layers[:depth]):
             states.append(layer._build(graph, f"layer.{number}.", states[-1:]))
         if self._norm and depth == self.num_layers:
             weights = [graph.parameter(f"norm.{name}", array.shape, "frozen", data=array)
                        for name, array in self._norm.items()]
             norm = graph.layer_norm if len(weights) > 1 else graph.rms_norm
-            states[-1] = norm(states[-1], *weights, self._facts["eps"])
+            states[-1] = norm(states[-1], *weights, self._eps)
         return states
 
     def _length(self, max_length):

@@ -41,10 +41,12 @@ class Tensors:
     Parameters
     ----------
     folder : str or path-like
+    told : str
+        What errors say of where a shape that is asked for comes from.
     """
 
-    def __init__(self, folder):
-        self._prefix = ""
+    def __init__(self, folder, told=f", as {CONFIG} says"):
+        self._prefix, self._told = "", told
         self._places = {}  # by tensor name: its file and what that says of it
         for path in _files(Path(folder)):
             start, entries = _read_header(path)
@@ -58,6 +60,17 @@ class Tensors:
     def __contains__(self, name):
         return self._prefix + name in self._places
 
+    def shape(self, name, dimensions):
+        """Return the shape of a tensor, which must have some dimensions."""
+        full = self._prefix + name
+        if full not in self._places:
+            raise ValueError(f"{self._origin} lacks the tensor {full}")
+        path, _, entry = self._places[full]
+        found = tuple(entry["shape"])
+        if len(found) != dimensions or 0 in found:
+            raise ValueError(f"{path}: {full} must have {dimensions} dimensions, got shape {found}")
+        return found
+
     def read(self, name, shape):
         """Return a tensor as an array of the core's type, which must be of a shape."""
         full = self._prefix + name
@@ -66,7 +79,7 @@ class Tensors:
         path, start, entry = self._places[full]
         found = tuple(entry["shape"])
         if found != shape:
-            raise ValueError(f"{path}: {full} must have shape {shape}, as {CONFIG} says, got {found}")
+            raise ValueError(f"{path}: {full} must have shape {shape}{self._told}, got {found}")
         if entry["dtype"] not in _TYPES:
             raise ValueError(f"{path}: {full} must hold F32, F16, BF16 or F64, got {entry['dtype']}")
         kind = np.dtype(_TYPES[entry["dtype"]]).newbyteorder("<")

@@ -18,43 +18,40 @@ class ImageStem:
         By role.
     """
 
-    noun = "image"
     max_length = None
 
     def __init__(self, folder, facts, arrays):
-        self._facts, self._arrays = facts, arrays
+        self.facts, self.arrays = facts, arrays
         self._preprocess = Preprocessor(folder, facts["channels"])
         extra = [arrays[name].reshape(-1, facts["features"]) for name in ("class", "registers") if name in arrays]
         self._extra = sum(map(len, extra))
         self._tables = {}
 
+    @property
+    def out_features(self):
+        """Channels of state 0."""
+        return self.facts["features"]
+
     def read(self, images, preprocessed):
         """Return the rows of each image, and a function that gives the inputs of images start to stop."""
-        images = read_images(images, self._facts["channels"])
-        if not preprocessed:
-            for number, image in enumerate(images):
-                if image.dtype != np.uint8 and not (image.min() >= 0 and image.max() <= 1):
-                    raise ValueError(f"images must be uint8, or float from 0 to 1, but image {number} has values from "
-                                     f"{image.min():g} to {image.max():g}; pass what the model takes with "
-                                     "preprocessed=True")
-        elif images[0].dtype == np.uint8:
-            raise TypeError("images must be float where they are preprocessed, got uint8")
-        sizes = [image.shape[:2] if preprocessed else self._preprocess.size(*image.shape[:2]) for image in images]
+        channels = self.facts["channels"]
+        images, sizes, preprocess = read_preprocessed(images, channels, preprocessed, self._preprocess)
         grids = [self._grid(*size) for size in sizes]
         lengths = np.array([rows * columns + self._extra for rows, columns in grids], np.int64)
 
         def inputs(start, stop):
-            chosen = [image if preprocessed else self._preprocess(image) for image in images[start:stop]]
+            chosen = [preprocess(image) for image in images[start:stop]]
             return [(self._patches(chosen, lengths[start:stop]), None), self._positions(grids[start:stop])]
 
         return lengths, inputs
 
-    def build(self, graph, space):
+    def build(self, graph):
         """Add the stem to a graph, and return state 0."""
-        facts = self._facts
+        facts, space = self.facts, graph.space("tokens")
+        arrays = {"patch": self.arrays["patch_weight"].reshape(facts["features"], -1)}
+        arrays |= {name: array for name, array in self.arrays.items() if name.startswith("norm")}
         weights = {name: graph.parameter(f"stem.{name}", array.shape, "frozen", data=array)
-                   for name, array in {**self._arrays, "patch": self._map()}.items()
-                   if name in ("patch", "norm_weight", "norm_bias")}
+                   for name, array in arrays.items()}
         patches = graph.input("patches", space, facts["channels"] * facts["patch"] ** 2)
         positions = graph.input("positions", space, facts["features"])
         x = graph.add(graph.linear(patches, weights["patch"]), positions)
@@ -62,13 +59,10 @@ class ImageStem:
             x = graph.layer_norm(x, weights["norm_weight"], weights["norm_bias"], facts["eps"])
         return x
 
-    def _map(self):
-        return self._arrays["patch_weight"].reshape(self._facts["features"], -1)
-
     def _grid(self, height, width):
         """Return rows and columns of patches."""
-        image, patch = self._facts["image"], self._facts["patch"]
-        if not self._facts.get("interpolates") and (height, width) != (image, image):
+        image, patch = self.facts["image"], self.facts["patch"]
+        if not self.facts.get("interpolates") and (height, width) != (image, image):
             raise ValueError(f"images must have {image} x {image} pixels, got {height} x {width}")
         if height % patch or width % patch or 0 in (height, width):
             raise ValueError(f"images must have height and width in multiples of {patch}, got {height} x {width}")
@@ -76,7 +70,7 @@ class ImageStem:
 
     def _patches(self, images, lengths):
         """Return the pixels of each patch as a row; rows of zeros stand before those of an image for its extra tokens."""
-        patch, channels = self._facts["patch"], self._facts["channels"]
+        patch, channels = self.facts["patch"], self.facts["channels"]
         rows = np.zeros((int(lengths.sum()), channels * patch**2), np.float32)
         for image, start in zip(images, offsets_of(lengths)):
             down, across = image.shape[0] // patch, image.shape[1] // patch
@@ -96,7 +90,7 @@ class ImageStem:
     def _table(self, grid):
         """Return what is added to the mapped patches of an image: its extra tokens, then positions and the map's bias."""
         if grid not in self._tables:
-            facts, arrays = self._facts, self._arrays
+            facts, arrays = self.facts, self.arrays
             positions = arrays["positions"].reshape(-1, facts["features"])
             first = len(positions) - (facts["image"] // facts["patch"]) ** 2
             extra = [positions[:first] + arrays["class"].reshape(-1, facts["features"])] if first else []
@@ -105,6 +99,30 @@ class ImageStem:
             rest = interpolated(positions[first:], grid) + arrays.get("patch_bias", np.float32(0))
             self._tables[grid] = np.ascontiguousarray(np.concatenate([*extra, rest]), np.float32)
         return self._tables[grid]
+
+
+def read_preprocessed(images, channels, preprocessed, preprocessor):
+    """Return images as arrays, their sizes as the model gets them, and what is to be done with each before that.
+
+    Parameters
+    ----------
+    images : array_like, or sequence of array_like
+        As for `read_images`.
+    channels : int
+    preprocessed : bool
+        Whether the model takes them as they are.
+    preprocessor : Preprocessor
+    """
+    images = read_images(images, channels)
+    if preprocessed:
+        if images[0].dtype == np.uint8:
+            raise TypeError("images must be float where they are preprocessed, got uint8")
+        return images, [image.shape[:2] for image in images], lambda image: image
+    for number, image in enumerate(images):
+        if image.dtype != np.uint8 and not (image.min() >= 0 and image.max() <= 1):
+            raise ValueError(f"images must be uint8, or float from 0 to 1, but image {number} has values from "
+                             f"{image.min():g} to {image.max():g}; pass what the model takes with preprocessed=True")
+    return images, [preprocessor.size(*image.shape[:2]) for image in images], preprocessor
 
 
 def read_images(images, channels):

@@ -85,11 +85,7 @@ class OnnxTensors:
 
     def __init__(self, graph):
         self._graph = graph
-        self._prefix = next(
-            (name[: -len(_PATCHES)] for name in graph.names() if name.endswith(_PATCHES)), None
-        )
-        if self._prefix is None:
-            raise ValueError(f"{graph.path} holds no backbone that can be read: no initializer is called {_PATCHES}")
+        self._prefix = next(name[: -len(_PATCHES)] for name in graph.names() if name.endswith(_PATCHES))
         self._arrays = {}
         place = "/" + self._prefix.replace(".", "/")
         for node in graph.within(place, "MatMul"):
@@ -100,8 +96,10 @@ class OnnxTensors:
         self._arrays["embeddings.position_embeddings"] = self._positions(place)
         self.config = self._read_config(place)
 
-    def choose_prefix(self, prefixes, name):
-        """Do nothing: the prefix is that of the file."""
+    @classmethod
+    def fit(cls, graph):
+        """Tell whether a graph holds a DINOv2."""
+        return any(name.endswith(_PATCHES) for name in graph.names())
 
     def __contains__(self, name):
         return name in self._arrays or self._prefix + name in self._graph

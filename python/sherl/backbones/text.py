@@ -18,10 +18,8 @@ class TextStem:
         By role.
     """
 
-    noun = "text"
-
     def __init__(self, folder, facts, arrays):
-        self._facts, self._arrays = facts, arrays
+        self.facts, self.arrays = facts, arrays
         self._tokenizer = Tokenizer(folder)
         self._first = facts.get("first_position", 0)
         self.max_length = facts["positions"] - self._first if "positions" in arrays else facts["longest"]
@@ -33,31 +31,37 @@ class TextStem:
             raise TypeError("texts must be str or pairs of str, got token ids")
         return self._tokenizer.encode(texts, max_length)[0]
 
+    @property
+    def out_features(self):
+        """Channels of state 0."""
+        return self.facts["features"]
+
     def read(self, texts, max_length):
         """Return the rows of each text, and a function that gives the inputs of texts start to stop."""
         ids, types = self._tokens(texts, max_length)
         lengths = np.array([len(tokens) for tokens in ids], np.int64)
         offsets = offsets_of(lengths)
         inputs = [np.concatenate(ids)]
-        if "positions" in self._arrays:
+        if "positions" in self.arrays:
             inputs.append(self._first + np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths))
-        if "types" in self._arrays:
+        if "types" in self.arrays:
             inputs.append(np.concatenate(types))
         inputs = [np.ascontiguousarray(values, np.int32).reshape(-1, 1) for values in inputs]
         return lengths, lambda start, stop: [(values[offsets[start] : offsets[stop]], None) for values in inputs]
 
-    def build(self, graph, space):
+    def build(self, graph):
         """Add the stem to a graph, and return state 0."""
-        tables = [name for name in ("words", "positions", "types") if name in self._arrays]
+        space = graph.space("tokens")
+        tables = [name for name in ("words", "positions", "types") if name in self.arrays]
         indices = {name: graph.indices(name, space) for name in tables}
         weights = {name: graph.parameter(f"stem.{name}", array.shape, "frozen", data=array)
-                   for name, array in self._arrays.items()}
+                   for name, array in self.arrays.items()}
         x = graph.embedding(indices["words"], weights["words"])
         for name in ("types", "positions"):
             if name in weights:
                 x = graph.add(x, graph.embedding(indices[name], weights[name]))
         if "norm_weight" in weights:
-            x = graph.layer_norm(x, weights["norm_weight"], weights["norm_bias"], self._facts["eps"])
+            x = graph.layer_norm(x, weights["norm_weight"], weights["norm_bias"], self.facts["eps"])
         if "project_weight" in weights:
             x = graph.linear(x, weights["project_weight"], weights["project_bias"])
         return x
@@ -68,15 +72,15 @@ class TextStem:
             ids, types = texts, [[0] * len(tokens) for tokens in texts]
         else:
             ids, types = self._tokenizer.encode(texts, max_length)
-            if "padding" in self._facts:
-                ids = [tokens + [self._facts["padding"]] * (max_length - len(tokens)) for tokens in ids]
-        vocabulary = self._facts["vocabulary"]
+            if "padding" in self.facts:
+                ids = [tokens + [self.facts["padding"]] * (max_length - len(tokens)) for tokens in ids]
+        vocabulary = self.facts["vocabulary"]
         for number, tokens in enumerate(ids):
             if not 1 <= len(tokens) <= max_length:
                 raise ValueError(f"text {number} must have 1 to {max_length} tokens, got {len(tokens)}")
             if min(tokens) < 0 or max(tokens) >= vocabulary:
                 raise ValueError(f"text {number} must have token ids from 0 to {vocabulary - 1}, got "
                                  f"{min(tokens) if min(tokens) < 0 else max(tokens)}")
-        if "types" in self._arrays and max(map(max, types)) >= self._facts["types"]:
-            raise ValueError(f"texts: the model has {self._facts['types']} token type, so it takes no pairs")
+        if "types" in self.arrays and max(map(max, types)) >= self.facts["types"]:
+            raise ValueError(f"texts: the model has {self.facts['types']} token type, so it takes no pairs")
         return ids, types

@@ -34,7 +34,7 @@ def add_parser(commands):
         ),
     )
     needed = parser.add_argument_group("what to train on")
-    needed.add_argument("--backbone", required=True, metavar="DIR", help="BERT folder in Hugging Face layout")
+    needed.add_argument("--backbone", required=True, metavar="DIR", help="folder of a text model in Hugging Face layout")
     needed.add_argument("--train", required=True, type=table_name, metavar="FILE", help="table to train on")
     needed.add_argument("--dev", required=True, type=table_name, metavar="FILE", help="table to score on")
     needed.add_argument("--text", required=True, metavar="COL", help="column that holds the text")
