@@ -85,7 +85,7 @@ def test_an_export_is_the_folder_s_model(tmp_path, weights, fused_norm):
         (["backbone.embeddings.patch_embeddings.projection.weight"], "holds no backbone that can be read"),
         (["onnx::Concat_1"], "no position embeddings can be told"),
         (["backbone.encoder.layer.0.mlp.fc1.bias"], "holds no layers that can be read"),
-        (["backbone.encoder.layer.1.norm1.bias"], r"lacks the tensor backbone.encoder.layer.1.norm1.bias, of shape \(16"),
+        (["backbone.encoder.layer.1.norm1.bias"], r"lacks the tensor backbone.encoder.layer.1.norm1.bias, of shape"),
         (["backbone.layernorm.weight"], r"lacks the tensor backbone.layernorm.weight"),
     ],
 )

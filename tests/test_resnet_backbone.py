@@ -229,7 +229,8 @@ class Export:
         scale = scale / np.sqrt(variance + 1e-5)
         arrays = [self.weights[f"{convolution}.weight"] * scale[:, None, None, None], bias - mean * scale]
         names = [f"fused_{len(self.initializers) + number}" for number in range(2)]
-        self.initializers += [self.numpy_helper.from_array(np.float32(array), name) for name, array in zip(names, arrays)]
+        pairs = zip(arrays, names)
+        self.initializers += [self.numpy_helper.from_array(np.float32(array), name) for array, name in pairs]
         size = arrays[0].shape[2]
         x = self.node("Conv", [x, *names], kernel_shape=[size] * 2, strides=[stride] * 2, pads=[padding] * 4)
         return x if self.folded else self.node("BatchNormalization", [x, "scale", "bias", "mean", "variance"])

@@ -111,10 +111,10 @@ class Backbone:
         Parameters
         ----------
         samples : sequence
-            Of a text model texts, pairs of texts, or token ids (sequences of int) with their special tokens. Of an image
-            model an array (images, height, width, channels) or (images, channels, height, width), or a sequence of such
-            images of any sizes, uint8 or float from 0 to 1. Of an audio model the log-mel features of recordings, float
-            of shape (recordings, bins, frames).
+            Of a text model texts, pairs of texts, or token ids (sequences of int) with their special tokens. Of an
+            image model an array (images, height, width, channels) or (images, channels, height, width), or a sequence
+            of such images of any sizes, uint8 or float from 0 to 1. Of an audio model the log-mel features of
+            recordings, float of shape (recordings, bins, frames).
         taps : {"all", "all+last"} or sequence of int
             Which states: 0 is the embeddings, i the output of layer i. "all" are those that a side network with the
             last layer as its late one taps: 0 to num_layers - 1. "all+last" are all.
@@ -127,8 +127,8 @@ class Backbone:
         progress : bool
             Whether to show a progress bar, where tqdm is installed.
         preprocessed : bool
-            Whether images are float as the model itself takes them. Otherwise they are resized, cropped and normalised as
-            the folder's preprocessor_config.json says.
+            Whether images are float as the model itself takes them. Otherwise they are resized, cropped and normalised
+            as the folder's preprocessor_config.json says.
 
         Returns
         -------
@@ -149,7 +149,8 @@ class Backbone:
         first, inputs = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
         sizes = self._sizes(first)  # of each state: rows of each sample, or heights and widths
         offsets = [offsets_of(sizes[state].reshape(len(first), -1).prod(axis=1)) for state in states]
-        stored = [np.empty((int(rows[-1]), self.channels[state]), _STORED[dtype]) for state, rows in zip(states, offsets)]
+        stored = [np.empty((int(rows[-1]), self.channels[state]), _STORED[dtype])
+                  for state, rows in zip(states, offsets)]
         scales = [np.empty(len(array), np.float32) if dtype == "int8" else None for array in stored]
         with progress_bar(flag(progress, "progress"), len(first), "extract") as bar, self._lock:
             for start in range(0, len(first), batch_size):

@@ -69,7 +69,7 @@ class ImageStem:
         return height // patch, width // patch
 
     def _patches(self, images, lengths):
-        """Return the pixels of each patch as a row; rows of zeros stand before those of an image for its extra tokens."""
+        """Return the pixels of each patch as a row, after rows of zeros for the extra tokens of its image."""
         patch, channels = self.facts["patch"], self.facts["channels"]
         rows = np.zeros((int(lengths.sum()), channels * patch**2), np.float32)
         for image, start in zip(images, offsets_of(lengths)):
@@ -88,7 +88,7 @@ class ImageStem:
         return (tables[0] if len(tables) == 1 else np.concatenate(tables)), np.concatenate(numbers).astype(np.int64)
 
     def _table(self, grid):
-        """Return what is added to the mapped patches of an image: its extra tokens, then positions and the map's bias."""
+        """Return what is added to an image's mapped rows: its extra tokens, then positions with the map's bias."""
         if grid not in self._tables:
             facts, arrays = self.facts, self.arrays
             positions = arrays["positions"].reshape(-1, facts["features"])

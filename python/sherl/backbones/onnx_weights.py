@@ -1,4 +1,4 @@
-"""Weights of backbones from ONNX files: initializers by name, and those that an export left without one by their node."""
+"""Weights of backbones from ONNX files: initializers by name, and those without one by the node that reads them."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""ResNets of bottleneck blocks: their weights by the names of torchvision, timm and Hugging Face, or of an ONNX graph."""
+"""ResNets of bottleneck blocks: weights by the names of torchvision, timm and Hugging Face, or of an ONNX graph."""
 
 from dataclasses import dataclass
 
@@ -232,8 +232,8 @@ def read_onnx_resnet(graph, folder):
     sums = [node for node in graph.nodes if node.op_type == "Add" and any(_ends_convolution(graph, node))]
     pools = [node for node in graph.nodes if node.op_type == "MaxPool"]
     if not sums or len(pools) != 1 or any(node.op_type == "BatchNormalization" for node in graph.nodes):
-        raise ValueError(f"{graph.path} holds no backbone that can be read, neither a DINOv2 nor a ResNet with its batch "
-                         "norms folded in")
+        raise ValueError(f"{graph.path} holds no backbone that can be read, neither a DINOv2 nor a ResNet with its "
+                         "batch norms folded in")
     stem = _read_onnx_stem(graph, pools[0], folder)
     blocks, source = [], pools[0].output[0]
     for node in sums:
@@ -259,7 +259,7 @@ def _read_onnx_stem(graph, pool, folder):
 
 
 def _read_onnx_block(graph, node):
-    """Return weights by torchvision's names, the stride, whether it stands first, and the value that the block reads."""
+    """Return weights by torchvision's names, the stride, whether it stands first, and what value the block reads."""
     makers = [graph.maker(name) for name in node.input]
     chains = [_chain(graph, maker) for maker in makers]
     long = max(range(2), key=lambda number: len(chains[number]))
