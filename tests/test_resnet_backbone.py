@@ -118,6 +118,10 @@ def test_uint8_and_half_precision(backbone):
     wide = backbone.extract(pictures, [2, 6])
     assert np.allclose(backbone.extract(pictures / 255, [2, 6]).taps[1], wide.taps[1], atol=1e-4)
     assert np.array_equal(backbone.extract(pictures, [2, 6], dtype="float16").taps[0], wide.taps[0].astype(np.float16))
+    channels_first = backbone.extract(pictures.transpose(0, 3, 1, 2) / 255, [2, 6])
+    assert np.allclose(channels_first.taps[1], wide.taps[1], atol=1e-4)
+    done = (pictures[:1] / 255).transpose(0, 3, 1, 2).copy()
+    assert len(backbone.extract(done, [2, 6], preprocessed=True)) == 1
     narrow = backbone.extract(pictures, [2, 6], dtype="int8", batch_size=1)
     assert all(np.array_equal(one, other) for one, other in zip(narrow.taps, wide.astype("int8").taps))
 

@@ -118,7 +118,7 @@ class ResNetStem:
     def _pooled(self, images):
         """Return the rows of state 0 of some images."""
         sizes = np.array([image.shape[:2] for image in images], np.int64)
-        pixels = np.concatenate([image.reshape(-1, self._channels) for image in images])
+        pixels = np.ascontiguousarray(np.concatenate([image.reshape(-1, self._channels) for image in images]))
         convolved = self._convolved_size(sizes)
         out = np.empty((int(convolved.prod(axis=1).sum()), self.out_features), np.float32)
         self._convolution().forward(len(images), [None, sizes], [(pixels, None)], [(out, None)])
