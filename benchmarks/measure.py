@@ -17,6 +17,7 @@ STATUS = pathlib.Path("/proc/self/status")
 CLEAR_REFERENCES = pathlib.Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # what clear_refs takes to set the peak back to the present resident memory
 WARM_UP_ROUNDS = 2
+PAUSE = 0.03  # seconds before a step: threads that wait by spinning go to sleep, and do not slow the next side
 LIBRARY_VARIABLES = ("OPENBLAS_", "OMP_", "MKL_", "SHERL_")  # beginnings of variables that change speed
 
 
@@ -191,6 +192,7 @@ def paired(sides, repeats, warm_up=WARM_UP_ROUNDS):
     for index in range(warm_up + repeats):
         first = index % len(names)
         for name in names[first:] + names[:first]:
+            time.sleep(PAUSE)
             taken = sides[name].seconds()
             if index >= warm_up:
                 seconds[name].append(taken)

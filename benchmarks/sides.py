@@ -7,6 +7,7 @@ float and NumPy arrays by parameter name, ``step()`` takes one AdamW step.
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import os
 
 import numpy as np
@@ -18,7 +19,7 @@ LEARNING_RATE = 1e-4
 TILE_ROWS = 512  # rows of the products by which the machine's rate is told; those of a large tile of sherl
 FIRST_ROW = ", first row"  # ends the labels of peers whose late layer computes the row alone that the head reads
 BFLOAT16 = "sherl bfloat16"
-PRODUCTS = 8  # products of each thread in one step of `Products`
+PRODUCTS = 64  # products of each thread in one step of `Products`: enough that its start does not count
 
 
 class Sherl:
@@ -129,14 +130,23 @@ class Products:
         self.jobs = [(rng.standard_normal((TILE_ROWS, problem.features), dtype=np.float32),
                       rng.standard_normal((problem.features, problem.features), dtype=np.float32),
                       np.empty((TILE_ROWS, problem.features), np.float32)) for _ in range(problem.threads)]
-        self.pool = concurrent.futures.ThreadPoolExecutor(problem.threads)
+        # A thread that just woke may share a processor with another for longer than a step takes, so each gets its own.
+        processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else [None]
+        self.pools = [concurrent.futures.ThreadPoolExecutor(1, initializer=_stay_on, initargs=(processor,))
+                      for processor, _ in zip(itertools.cycle(processors), self.jobs)]
 
     def step(self):
-        list(self.pool.map(_multiply, self.jobs))
+        for done in [pool.submit(_multiply, job) for pool, job in zip(self.pools, self.jobs)]:
+            done.result()
 
     def operations(self):
         """Floating-point operations of a step."""
         return sum(2 * PRODUCTS * a.size * b.shape[1] for a, b, _ in self.jobs)
+
+
+def _stay_on(processor):
+    if processor is not None:
+        os.sched_setaffinity(0, {processor})
 
 
 def _multiply(job):

@@ -70,13 +70,13 @@ class Plan:
 
 
 FULL = Plan(
-    models={"MiniLM": 15, "BERT-base": 11, "BERT-large": 5}, heads=tuple(HEAD_TITLES), tasks=tuple(TASK_TITLES),
+    models={"MiniLM": 15, "BERT-base": 9, "BERT-large": 4}, heads=tuple(HEAD_TITLES), tasks=tuple(TASK_TITLES),
     tokens=128, text_repeats=11, axis_repeats=5, base=BERT_BASE,
-    axes={"batch": (8, 16, 32, 64), "tokens": (32, 64, 128, 256), "taps": (3, 6, 12, 24), "hidden": (24, 48, 96, 192),
+    axes={"batch": (8, 32, 64), "tokens": (32, 128, 256), "taps": (3, 12, 24), "hidden": (24, 96, 192),
           "threads": (1, 2)},
-    memory=BERT_BASE, memory_batches=(32, 64, 128, 256, 512, 1024), peer_batch=128,
+    memory=BERT_BASE, memory_batches=(32, 64, 128, 1024), peer_batch=128,
     sweep=dataclasses.replace(MINILM, batch=128), sweep_counts={"first": (1, 2, 5, 10), "mean": (1, 10)},
-    sweep_repeats=4,
+    sweep_repeats=3,
     train_rows=2000, dev_rows=872, epochs=4, fine_tunings=2)
 
 QUICK = Plan(

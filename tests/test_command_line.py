@@ -123,6 +123,98 @@ def test_options_of_training_reach_the_network(place, tmp_path, capsys):
     assert record["results"][0]["matthews_correlation"] is None
 
 
+def test_training_from_features_on_disk_gives_the_same_network(place, tmp_path, capsys):
+    states = tmp_path / "states"
+    without = [part for part in training(place, tmp_path / "third") if part not in ("--backbone", str(place / "bert"))]
+    runs = [training(place, tmp_path / "first"), training(place, tmp_path / "second"), without]
+    for number, arguments in enumerate(runs):
+        assert main([*arguments, "--features", str(states)]) == 0
+        printed = capsys.readouterr().out
+        assert ("Opening the features" in printed) == (number == 2) and "SHERL" in printed
+    for path in place.joinpath("net").iterdir():
+        for name in ("first", "second", "third"):
+            assert path.read_bytes() == (tmp_path / name / path.name).read_bytes(), (name, path.name)
+    for more, sentence in [
+        (["--train-rows", "40"], "must hold the features of the texts of the table"),
+        (["--max-length", "9"], "has --max-length 64, got 9"),
+    ]:
+        assert main([*without, "--features", str(states), *more]) == 2
+        assert sentence in capsys.readouterr().err
+    backbone = sherl.load_backbone(place / "bert")
+    for name in ("train", "dev"):
+        texts = read_table(place / f"{name}.tsv", ["sentence"])["sentence"]
+        backbone.extract(texts, out=tmp_path / "other" / name, late=int(name == "dev"))
+    assert main([*without, "--features", str(tmp_path / "other")]) == 2
+    assert "must hold all states of a backbone and its last layer" in capsys.readouterr().err
+
+
+def test_training_needs_a_backbone_or_features(place, tmp_path, capsys):
+    without = [part for part in training(place, tmp_path / "net") if part not in ("--backbone", str(place / "bert"))]
+    assert main(without) == 2
+    assert "--backbone is needed, or --features with the states of one" in capsys.readouterr().err
+    assert main([*without, "--features", str(tmp_path)]) == 2
+    assert "is not a folder of features: it has no manifest.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def states(place, tmp_path):
+    """Two folders of features of a few texts."""
+    backbone = sherl.load_backbone(place / "bert")
+    backbone.extract(["a good film", "a bad film"], out=tmp_path / "one")
+    backbone.extract(["a dull film", "the cast is great", "a story"], out=tmp_path / "two")
+    return tmp_path
+
+
+def test_features_are_described(states, capsys):
+    assert main(["features", "info", str(states / "one")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[1].split() == ["samples", "2"] and "32 float32" in shown
+    assert "TransformerLayer" in shown
+    assert main(["features", "info", str(states / "one"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["samples"] == 2 and record["rows"] == 10 and record["states"] == [0, 1, 2]
+    assert record["max_length"] == 64 and record["late_layers"] == ["TransformerLayer"]
+
+
+def test_features_are_verified(states, capsys):
+    assert main(["features", "verify", str(states / "one")]) == 0
+    assert "5 files of 0 MB are as they were written" in capsys.readouterr().out
+    path = states / "one" / "tap.2.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["features", "verify", str(states / "one")]) == 2
+    assert "sherl features: error" in (error := capsys.readouterr().err) and "tap.2.npy was altered" in error
+
+
+def test_features_are_merged(place, states, capsys):
+    one, two, whole = (str(states / name) for name in ("one", "two", "whole"))
+    assert main(["features", "merge", one, two, "--out", whole]) == 0
+    assert "Wrote 5 samples" in capsys.readouterr().out
+    parts = [sherl.Features.open(folder) for folder in (one, two)]
+    merged = sherl.Features.open(whole)
+    assert merged[:2].fingerprint == parts[0].fingerprint and merged[2:].fingerprint == parts[1].fingerprint
+    assert merged.source == parts[0].source and merged.layers[0].fingerprint == parts[0].layers[0].fingerprint
+    backbone = sherl.load_backbone(place / "bert")
+    for name, settings, fault in [("narrow", {"dtype": "float16"}, 'dtypes.0 was "float32" and is "float16"'),
+                                  ("fewer", {"taps": [0, 1]}, "source.states.2 was 2 and is null"),
+                                  ("short", {"max_length": 9}, "preprocessing.max_length was 64 and is 9")]:
+        backbone.extract(["a film"], out=states / name, **settings)
+        assert main(["features", "merge", one, str(states / name), "--out", str(states / "no")]) == 2
+        assert fault in capsys.readouterr().err
+        assert not (states / "no").exists()
+    assert main(["features", "merge", one, two, "--out", whole]) == 2
+    assert "must not hold features already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
+def test_features_are_converted(states, capsys, dtype):
+    assert main(["features", "convert", str(states / "two"), "--dtype", dtype, "--out", str(states / dtype)]) == 0
+    features, narrow = sherl.Features.open(states / "two"), sherl.Features.open(states / dtype)
+    assert narrow.fingerprint == features.astype(dtype).fingerprint
+    assert narrow.layers[0].fingerprint == features.layers[0].fingerprint
+
+
 @pytest.mark.parametrize("name", ["out.tsv", "out.csv.gz", "out.jsonl"])
 def test_predictions_are_those_that_training_scored(place, tmp_path, name, capsys):
     assert main(predicting(place, place / "net", "dev.tsv", tmp_path / name)) == 0
@@ -213,7 +305,7 @@ def test_bad_input_ends_in_a_sentence(place, tmp_path, capsys):
     "arguments, sentence",
     [
         ([], "the following arguments are required: command"),
-        (["train"], "the following arguments are required: --backbone"),
+        (["train"], "the following arguments are required: --train"),
         (["demo", "--epochs", "0"], "argument --epochs: expected an integer of at least 1, got '0'"),
         (["demo", "--learning-rate", "nan"], "argument --learning-rate: expected a number above 0, got 'nan'"),
         (["predict", "net", "--out", "out.txt"], "argument --out: out.txt: expected a file named *.tsv"),
@@ -227,7 +319,7 @@ def test_bad_usage(arguments, sentence, capsys):
     assert caught.value.code == 2 and sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "predict", "info", "config"])
+@pytest.mark.parametrize("command", ["demo", "train", "predict", "info", "features", "config"])
 def test_help_has_an_example(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import sherl
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -39,3 +41,25 @@ def test_training_options():
     names = run("how-to-training-options.md")
     assert not names["net"].state_dict()["head.bias"].any()
     assert names["history"].epochs[-1]["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_images_and_towers():
+    """What needs no torchvision, on small arrays."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    sides = [(1, 2), (2, 1)]
+    taps = [
+        [draw(height * window, width * window, channels) for height, width in sides]
+        for window, channels in zip((8, 4, 2, 1), (256, 512, 1024, 2048))
+    ]
+    mask = np.arange(5) < np.array([[2], [5], [3]])
+    names = {
+        "np": np, "sherl": sherl, "taps": taps, "image_states": [draw(3, 4, 768) for _ in range(13)],
+        "image_output": draw(3, 512), "text_states": [draw(3, 5, 512) for _ in range(13)],
+        "text_output": draw(3, 512), "attention_mask": mask, "end_of_text": np.array([1, 4, 2]), "cotangent": draw(3, 512),
+    }  # fmt: skip
+    for block in (DOCS / "how-to-images.md").read_text(encoding="utf-8").split("```python\n")[2:]:
+        exec(block.split("```")[0], names)
+    assert names["features"].sizes[3].tolist() == [[1, 2], [2, 1]]
+    assert sherl.MTSA.resnet()(names["features"]).channels == [2048]
+    assert names["out"].shape == (3, 512)

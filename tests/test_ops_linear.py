@@ -58,3 +58,15 @@ def test_tiles_add_up():
     cotangent = generator.standard_normal((sum(lengths), 16))
     _, by_parameter = case.gradient(cotangent)
     assert_close(by_parameter["weight"], cotangent.T @ case.inputs["x"], 1e-12)
+
+
+def test_a_widening_map_is_computed_again_for_the_norm_behind_it():
+    """The output of a map of few channels to many is not kept; a relu before it makes its input stay."""
+    generator = np.random.default_rng(4)
+    arguments = case_of(13, 8, 64)
+    linear = arguments.pop("build")
+    del arguments["core"]
+    arguments["parameters"] |= {"scale": ("trainable", generator.standard_normal(64)),
+                                "shift": ("trainable", generator.standard_normal(64))}
+    build = lambda graph, values, known: graph.layer_norm(linear(graph, values, known), known["scale"], known["shift"], 1e-5)  # noqa: E731
+    check_gradients(build=build, generator=generator, **arguments)

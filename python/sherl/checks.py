@@ -1,5 +1,6 @@
 """Checks of settings, each of which gives the value back or raises and names the argument; and atomic writing."""
 
+import json
 import math
 import os
 import re
@@ -88,6 +89,35 @@ def count_of(number, noun):
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def differences(former, now):
+    """Return what differs between two records of settings, as "name was … and is …"; empty where they are equal.
+
+    Parameters
+    ----------
+    former, now : dict
+        What JSON can hold.
+    """
+    # As JSON gives them back, where a tuple is a list.
+    former, now = (dict(_leaves(json.loads(json.dumps(record)))) for record in (former, now))
+    differing = [name for name in {**now, **former} if now.get(name) != former.get(name)]
+    return ", ".join(f"{name} was {_short(former.get(name))} and is {_short(now.get(name))}" for name in differing)
+
+
+def _leaves(value, name=""):
+    """Yield the names and values at the ends of nested dictionaries and lists."""
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
 def write_files(folder, contents):
     """Write files into a folder, each one whole or not at all.
 
@@ -116,7 +146,7 @@ def write_files(folder, contents):
         for path in staged.values():
             with suppress(FileNotFoundError):
                 os.unlink(path)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _umask():
@@ -126,7 +156,8 @@ def _umask():
     return mask
 
 
-def _sync_folder(folder):
+def sync_folder(folder):
+    """Have the names of a folder's files on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

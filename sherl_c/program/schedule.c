@@ -73,12 +73,21 @@ void sherl_op_backward_reads(const sherl_program *program, const sherl_op *op, s
     if (op->type->backward_reads) op->type->backward_reads(op, trainable, reads);
 }
 
+enum { WIDENING = 8 /* outputs for each input from which a linear map is cheaper to run again than to keep */ };
+
+/* A linear map of few channels to many, an adapter's up map say, has much to keep and little to compute. */
+static bool is_cheap(const sherl_network *network, const sherl_op *op) {
+    if (op->type->recomputes) return true;
+    size_t inputs = network->values[op->inputs[0]].channels, outputs = network->values[op->output].channels;
+    return op->type == &sherl_linear_type && !op->wide && outputs / WIDENING >= inputs;
+}
+
 /* The op that computes a value cheaply out of one that stays for the op's own backward; SHERL_NONE otherwise. */
 static uint32_t cheap_producer(const sherl_program *program, sherl_value value) {
     const sherl_network *network = &program->network;
     for (size_t i = 0; i < network->op_count; i++) {
         const sherl_op *op = &network->ops[i];
-        if (op->output != value || !op->type->recomputes) continue;
+        if (op->output != value || !is_cheap(network, op)) continue;
         sherl_backward_reads reads;
         sherl_op_backward_reads(program, op, &reads);
         bool stays = op->input_count == 1 && reads.inputs[0] && network->values[op->inputs[0]].input == SHERL_NONE &&

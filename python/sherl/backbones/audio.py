@@ -4,6 +4,7 @@ import numpy as np
 
 from .. import _core
 from ..features.rows import read_reals, widened
+from .samples import Samples, arrays_fingerprint
 
 _WINDOW = 3  # frames that a convolution reads
 
@@ -37,7 +38,7 @@ class AudioStem:
         return self.facts["features"]
 
     def read(self, samples):
-        """Return the rows of each recording, and a function that gives the inputs of recordings start to stop."""
+        """Return recordings, checked, as `Samples`."""
         features = self._read_features(samples)
         rows = self.facts["positions"]
         lengths = np.full(len(features), rows, np.int64)
@@ -49,7 +50,7 @@ class AudioStem:
             positions = np.tile(np.arange(rows, dtype=np.int64), count)
             return [(_windows(first, 2), None), (self.arrays["positions"], positions)]
 
-        return lengths, inputs
+        return Samples(lengths, inputs, lambda: arrays_fingerprint([features]), {"inputs": "log-mel features"})
 
     def build(self, graph):
         """Add the stem's second half to a graph, and return state 0."""

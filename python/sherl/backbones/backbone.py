@@ -8,14 +8,13 @@ import numpy as np
 
 from .. import _core
 from ..checks import flag, one_of, whole_number
-from ..features.features import Features
+from ..features.disk import fields_of
 from ..features.rows import offsets_of, quantised
+from ..features.sinks import DTYPES, DiskSink, MemorySink
 from ..training.progress import progress_bar
 from .loading import read_parts
 
 __all__ = ["Backbone"]
-
-_STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8}
 
 
 class Backbone:
@@ -105,8 +104,12 @@ class Backbone:
         return self._stem.tokenize(texts, self._length(max_length))
 
     def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False,
-                preprocessed=False):
+                preprocessed=False, out=None, late=1):
         """Compute hidden states.
+
+        With `out` they are written to disk as they are computed, and memory holds those of one batch. An interrupted
+        extraction goes on where it was when it is called again with the same arguments, to the same bits; a finished
+        one is opened.
 
         Parameters
         ----------
@@ -129,6 +132,10 @@ class Backbone:
         preprocessed : bool
             Whether images are float as the model itself takes them. Otherwise they are resized, cropped and normalised
             as the folder's preprocessor_config.json says.
+        out : str or path-like, optional
+            Folder to write to, made where it does not exist; otherwise the states are kept in memory.
+        late : int
+            How many of the last layers come with the features, in `Features.layers`, and are written with them.
 
         Returns
         -------
@@ -141,27 +148,35 @@ class Backbone:
             Without the tokenizers package, unless `samples` are token ids; without the pillow package where images are
             resized.
         ValueError
-            Where a sample does not fit the model.
+            Where a sample does not fit the model, or `out` holds features of other samples, another backbone, other
+            states or other settings.
+        RuntimeError
+            Where another process writes to `out`.
         """
         states = self._states(taps)
-        one_of(dtype, "dtype", tuple(_STORED))
+        one_of(dtype, "dtype", DTYPES)
         batch_size = whole_number(batch_size, "batch_size", 1)
-        first, inputs = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
-        sizes = self._sizes(first)  # of each state: rows of each sample, or heights and widths
-        offsets = [offsets_of(sizes[state].reshape(len(first), -1).prod(axis=1)) for state in states]
-        stored = [np.empty((int(rows[-1]), self.channels[state]), _STORED[dtype])
-                  for state, rows in zip(states, offsets)]
-        scales = [np.empty(len(array), np.float32) if dtype == "int8" else None for array in stored]
-        with progress_bar(flag(progress, "progress"), len(first), "extract") as bar, self._lock:
-            for start in range(0, len(first), batch_size):
-                stop = min(start + batch_size, len(first))
-                space = offsets_of(first[start:stop]) if first.ndim == 1 else first[start:stop]
-                places = [slice(rows[start], rows[stop]) for rows in offsets]
-                self._run(states, stop - start, space, inputs(start, stop), places, stored, scales)
+        read = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
+        sizes = self._sizes(read.sizes)
+        taps = [(dtype, self.channels[state]) for state in states]
+        facts = {
+            "source": {"backbone": self.fingerprint, "states": states},
+            "preprocessing": {"layers": self.num_layers, **read.preprocessing},
+            "layers": self.layers[self.num_layers - whole_number(late, "late", 0, self.num_layers) :],
+        }
+        fields = fields_of([sizes[state] for state in states])
+        if out is None:
+            sink = MemorySink(taps, fields, **facts)
+        else:
+            sink = DiskSink(out, taps, fields, **facts, inputs=read.fingerprint(), recipe={"batch_size": batch_size})
+        count = len(read.sizes)
+        with sink, progress_bar(flag(progress, "progress"), count, "extract", sink.samples) as bar, self._lock:
+            for start in range(sink.samples, count, batch_size):
+                stop = min(start + batch_size, count)
+                self._run(states, read.sizes[start:stop], read.inputs(start, stop), *sink.room(stop - start))
+                sink.take(stop - start)
                 bar.update(stop - start)
-        rows = {"lengths": first} if first.ndim == 1 else {"sizes": [sizes[state] for state in states]}
-        return Features(stored, **rows, dtype=None if dtype == "int8" else dtype, scales=scales,
-                        source={"backbone": self.fingerprint, "states": states})
+            return sink.features()
 
     def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False,
                preprocessed=False):
@@ -202,13 +217,14 @@ class Backbone:
             sizes.append(sizes[-1] if first.ndim == 1 else layer.output_sizes(sizes[-1]))
         return sizes
 
-    def _run(self, states, samples, space, inputs, places, stored, scales):
-        parts = [array[place] for array, place in zip(stored, places)]
-        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in parts]
-        self._program(tuple(states)).forward(samples, [None, space], inputs, [(sink, None) for sink in sinks])
-        for part, sink, scale, place in zip(parts, sinks, scales, places):
+    def _run(self, states, sizes, inputs, stored, scales):
+        """Compute the states of some samples into arrays of their rows."""
+        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in stored]
+        space = offsets_of(sizes) if sizes.ndim == 1 else sizes
+        self._program(tuple(states)).forward(len(sizes), [None, space], inputs, [(sink, None) for sink in sinks])
+        for part, sink, scale in zip(stored, sinks, scales):
             if scale is not None:
-                part[...], scale[place] = quantised(sink)
+                part[...], scale[...] = quantised(sink)
 
     def _program(self, states):
         if states not in self._programs:

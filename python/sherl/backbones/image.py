@@ -4,6 +4,7 @@ import numpy as np
 
 from ..features.rows import offsets_of
 from .preprocessing import Preprocessor
+from .samples import Samples, arrays_fingerprint
 
 
 class ImageStem:
@@ -33,9 +34,9 @@ class ImageStem:
         return self.facts["features"]
 
     def read(self, images, preprocessed):
-        """Return the rows of each image, and a function that gives the inputs of images start to stop."""
+        """Return images, checked, as `Samples`."""
         channels = self.facts["channels"]
-        images, sizes, preprocess = read_preprocessed(images, channels, preprocessed, self._preprocess)
+        images, sizes, preprocess, facts = read_preprocessed(images, channels, preprocessed, self._preprocess)
         grids = [self._grid(*size) for size in sizes]
         lengths = np.array([rows * columns + self._extra for rows, columns in grids], np.int64)
 
@@ -43,7 +44,7 @@ class ImageStem:
             chosen = [preprocess(image) for image in images[start:stop]]
             return [(self._patches(chosen, lengths[start:stop]), None), self._positions(grids[start:stop])]
 
-        return lengths, inputs
+        return Samples(lengths, inputs, lambda: arrays_fingerprint(images), facts)
 
     def build(self, graph):
         """Add the stem to a graph, and return state 0."""
@@ -102,7 +103,7 @@ class ImageStem:
 
 
 def read_preprocessed(images, channels, preprocessed, preprocessor):
-    """Return images as arrays, their sizes as the model gets them, and what is to be done with each before that.
+    """Return images as arrays, their sizes as the model gets them, what is to be done with each, and facts about that.
 
     Parameters
     ----------
@@ -117,12 +118,13 @@ def read_preprocessed(images, channels, preprocessed, preprocessor):
     if preprocessed:
         if images[0].dtype == np.uint8:
             raise TypeError("images must be float where they are preprocessed, got uint8")
-        return images, [image.shape[:2] for image in images], lambda image: image
+        return images, [image.shape[:2] for image in images], lambda image: image, {"inputs": "pixels"}
     for number, image in enumerate(images):
         if image.dtype != np.uint8 and not (image.min() >= 0 and image.max() <= 1):
             raise ValueError(f"images must be uint8, or float from 0 to 1, but image {number} has values from "
                              f"{image.min():g} to {image.max():g}; pass what the model takes with preprocessed=True")
-    return images, [preprocessor.size(*image.shape[:2]) for image in images], preprocessor
+    sizes = [preprocessor.size(*image.shape[:2]) for image in images]
+    return images, sizes, preprocessor, {"inputs": "images", "preprocessor": preprocessor.fingerprint}
 
 
 def read_images(images, channels):

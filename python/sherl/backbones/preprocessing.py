@@ -1,5 +1,7 @@
 """Images to what a model takes, as a folder's preprocessor_config.json says."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,12 @@ class Preprocessor:
         self._path = Path(folder) / PREPROCESSOR
         self._channels = channels
         self._read = None
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of the settings, in hexadecimal."""
+        settings = {name: np.asarray(value).tolist() for name, value in self._settings().items()}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def size(self, height, width):
         """Return height and width that an image of these gets."""

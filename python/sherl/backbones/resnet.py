@@ -10,6 +10,7 @@ from ..blocks.weights import read_weight
 from ..checks import flag
 from .image import read_preprocessed
 from .preprocessing import Preprocessor
+from .samples import Samples, arrays_fingerprint
 
 EPS = 1e-5  # of the batch norms, which no configuration tells
 
@@ -88,8 +89,8 @@ class ResNetStem:
         return len(self.arrays["bias"])
 
     def read(self, images, preprocessed):
-        """Return height and width of state 0 of each image, and a function that gives the inputs of some images."""
-        images, sizes, preprocess = read_preprocessed(images, self._channels, preprocessed, self._preprocess)
+        """Return images, checked, as `Samples`."""
+        images, sizes, preprocess, facts = read_preprocessed(images, self._channels, preprocessed, self._preprocess)
         pooled = self._pooled_size(self._convolved_size(np.array(sizes, np.int64)))
         if pooled.min() < 1:
             raise ValueError(f"images must have more pixels, got {min(sizes)[0]} x {min(sizes)[1]}")
@@ -102,7 +103,7 @@ class ResNetStem:
                 rows += self._pooled(chosen)
             return [(np.concatenate(rows), None)]
 
-        return pooled, inputs
+        return Samples(pooled, inputs, lambda: arrays_fingerprint(images), facts)
 
     def build(self, graph):
         """Add state 0 to a graph, as an input."""

@@ -3,7 +3,8 @@
 import numpy as np
 
 from ..features.rows import offsets_of
-from .tokenization import Tokenizer, read_texts
+from .samples import Samples
+from .tokenization import Tokenizer, inputs_fingerprint, read_texts
 
 
 class TextStem:
@@ -37,8 +38,9 @@ class TextStem:
         return self.facts["features"]
 
     def read(self, texts, max_length):
-        """Return the rows of each text, and a function that gives the inputs of texts start to stop."""
-        ids, types = self._tokens(texts, max_length)
+        """Return texts, checked, as `Samples`."""
+        texts, kind = read_texts(texts)
+        ids, types = self._tokens(texts, kind, max_length)
         lengths = np.array([len(tokens) for tokens in ids], np.int64)
         offsets = offsets_of(lengths)
         inputs = [np.concatenate(ids)]
@@ -47,7 +49,13 @@ class TextStem:
         if "types" in self.arrays:
             inputs.append(np.concatenate(types))
         inputs = [np.ascontiguousarray(values, np.int32).reshape(-1, 1) for values in inputs]
-        return lengths, lambda start, stop: [(values[offsets[start] : offsets[stop]], None) for values in inputs]
+        facts = {"inputs": "token ids"}
+        if kind != "ids":
+            facts = {"inputs": "texts", "tokenizer": self._tokenizer.fingerprint, "max_length": max_length}
+        return Samples(
+            lengths, lambda start, stop: [(values[offsets[start] : offsets[stop]], None) for values in inputs],
+            lambda: inputs_fingerprint(texts), facts,
+        )  # fmt: skip
 
     def build(self, graph):
         """Add the stem to a graph, and return state 0."""
@@ -66,8 +74,7 @@ class TextStem:
             x = graph.linear(x, weights["project_weight"], weights["project_bias"])
         return x
 
-    def _tokens(self, texts, max_length):
-        texts, kind = read_texts(texts)
+    def _tokens(self, texts, kind, max_length):
         if kind == "ids":
             ids, types = texts, [[0] * len(tokens) for tokens in texts]
         else:

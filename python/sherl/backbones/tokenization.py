@@ -1,5 +1,7 @@
 """Texts to token ids, by a folder's tokenizer.json."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from .files import TOKENIZER
@@ -16,6 +18,13 @@ class Tokenizer:
     def __init__(self, folder):
         self._path = Path(folder) / TOKENIZER
         self._loaded = None
+        self._fingerprint = None
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of the file, in hexadecimal."""
+        self._load()
+        return self._fingerprint
 
     def encode(self, texts, max_length):
         """Tokenize texts, or pairs of texts.
@@ -48,11 +57,12 @@ class Tokenizer:
             if not self._path.is_file():
                 raise FileNotFoundError(f"{self._path} does not exist; pass token ids instead of texts")
             try:
-                loaded = tokenizers.Tokenizer.from_file(str(self._path))
+                content = self._path.read_bytes()
+                loaded = tokenizers.Tokenizer.from_buffer(content)
             except Exception as error:  # the package raises plain Exception
                 raise ValueError(f"{self._path} is not a tokenizer file: {error}") from error
             loaded.no_padding()
-            self._loaded = loaded
+            self._loaded, self._fingerprint = loaded, hashlib.sha256(content).hexdigest()
         return self._loaded
 
 
@@ -84,6 +94,14 @@ def read_texts(texts):
         (first, one), (second, other) = list(kinds.items())[:2]
         raise TypeError(f"texts must be all of one kind, but text {one} is a {first} and text {other} a {second}")
     return read, next(iter(kinds))
+
+
+def inputs_fingerprint(texts):
+    """Return the SHA-256 of texts as `read_texts` gives them, in hexadecimal."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(text).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _read(text, number):

@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 import sherl
 
+from ..backbones.tokenization import inputs_fingerprint
 from ..checks import count_of
+from ..features.manifest import read_manifest
 from ..training.metrics import METRICS
 from ..training.probe import fit_linear_probe
 from .console import aligned
@@ -66,15 +69,18 @@ class Result:
     memory: int | None = None
 
 
-def run_experiment(backbone, train, dev, settings, console):
+def run_experiment(backbone, train, dev, settings, console, folder=None):
     """Train on one sample's features and score on another's.
 
     Parameters
     ----------
-    backbone : sherl backbone
+    backbone : sherl backbone, or None
+        None where the features are in the folder already.
     train, dev : Sample
     settings : Settings
     console : Console
+    folder : path-like, optional
+        Where the features are kept on disk: in its folders train and dev.
 
     Returns
     -------
@@ -85,18 +91,22 @@ def run_experiment(backbone, train, dev, settings, console):
         Whether Ctrl-C ended the training early; the network then has the weights of its last step.
     """
     with Measured() as reading:
-        features = [_extract(backbone, sample, settings, console) for sample in (train, dev)]
+        features = [
+            _extract(backbone, sample, settings, console, folder and Path(folder) / name)
+            for name, sample in (("train", train), ("dev", dev))
+        ]
     rate = sum(int(np.sum(one.lengths)) for one in features) / max(reading.seconds, 1e-9)
+    rate = f", {rate:,.0f} tokens a second" if folder is None else ""
     size = megabytes(sum(one.nbytes for one in features))
-    console.say(f"   {reading.seconds:.1f} s, {rate:,.0f} tokens a second; the states take {size} as float16")
+    console.say(f"   {reading.seconds:.1f} s{rate}; the states take {size} as {features[0].dtypes[0]}")
 
     results = [_trivial(train, dev, settings)]
     if settings.probe:
         console.say("Fitting a linear probe on mean-pooled outputs of the last layer")
         results.append(_probe(features, train, dev, settings, console))
-        features = [one.select(range(backbone.num_layers)) for one in features]
+    features = [one.select(range(one.preprocessing["layers"])) for one in features]
 
-    network = _network(backbone, settings)
+    network = _network(features[0], settings)
     length = count_of(settings.epochs, "epoch")
     console.say(f"Training a SHERL network of {network.num_parameters():,} parameters for {length}")
     unit = _Unit.of(train.targets, settings.task)
@@ -155,20 +165,40 @@ def results_record(results):
     ]
 
 
-def _extract(backbone, sample, settings, console):
+def _extract(backbone, sample, settings, console, folder):
+    """Return the features of a sample, float16 unless they are on disk already."""
+    if backbone is None:
+        return _open(folder, sample, settings)
     return backbone.extract(
         sample.texts,
-        taps="all+last" if settings.probe else "all",
+        taps="all+last" if settings.probe or folder else "all",
         max_length=settings.max_length,
         dtype="float16",
         progress=console.progress,
+        out=folder,
     )
 
 
-def _network(backbone, settings):
-    channels = backbone.hidden_size
+def _open(folder, sample, settings):
+    """Return the features of a folder, which must be those of the sample."""
+    manifest, features = read_manifest(folder), sherl.Features.open(folder)
+    facts = {"layers": 0, "max_length": None, **(features.preprocessing or {})}
+    states, layers = (features.source or {}).get("states"), facts["layers"]
+    if not layers or states not in (list(range(layers)), list(range(layers + 1))) or not features.layers:
+        raise ValueError(f"{folder} must hold all states of a backbone and its last layer, as --backbone writes them")
+    if manifest.inputs != inputs_fingerprint(sample.texts):
+        raise ValueError(f"{folder} must hold the features of the texts of the table, but it holds those of others")
+    if facts["max_length"] != settings.max_length:
+        raise ValueError(f"{folder} has --max-length {facts['max_length']}, got {settings.max_length}")
+    if settings.probe and len(states) == layers:
+        raise ValueError(f"{folder} lacks the last layer's output, which the linear probe needs: pass --no-probe")
+    return features
+
+
+def _network(features, settings):
+    channels = features.channels[-1]
     early = sherl.MTSA(
-        taps=backbone.num_layers,
+        taps=len(features.channels),
         features=channels,
         hidden=settings.hidden,
         down="layernorm",
@@ -179,7 +209,7 @@ def _network(backbone, settings):
         head = sherl.Classifier(features=channels, classes=settings.outputs, pool=settings.pool)
     else:
         head = sherl.Regressor(features=channels, outputs=settings.outputs, pool=settings.pool)
-    return sherl.SideNetwork(early=early, late=[backbone.layers[-1]], head=head, seed=settings.seed)
+    return sherl.SideNetwork(early=early, late=features.layers[-1:], head=head, seed=settings.seed)
 
 
 @dataclass(frozen=True)

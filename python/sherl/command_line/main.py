@@ -6,7 +6,7 @@ import sys
 
 import sherl
 
-from . import demo, info, predict, train
+from . import demo, features, info, predict, train
 from .arguments import described
 
 __all__ = ["main"]
@@ -50,7 +50,7 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"sherl {sherl.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for module in (demo, train, predict, info):
+    for module in (demo, train, predict, info, features):
         module.add_parser(commands)
     config = commands.add_parser(
         "config",

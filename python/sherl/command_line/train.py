@@ -7,6 +7,7 @@ import numpy as np
 import sherl
 
 from ..data.tables import encode_labels, read_table
+from ..features.manifest import read_manifest
 from ..training.metrics import METRICS, TASK_METRICS, default_metrics
 from ..training.optimizers import SCHEDULES
 from .arguments import count, described, factor, natural, positive, share, table_name
@@ -28,13 +29,16 @@ def add_parser(commands):
         help="train a network on a text table",
         **described(
             "Train a SHERL side network on a frozen backbone from a text table (.tsv, .csv, .jsonl, each also .gz), "
-            "score it on a second one, and save it. The backbone is run once; its states are kept in memory, as "
-            "float16.",
+            "score it on a second one, and save it. The backbone is run once; its states are kept in memory, or with "
+            "--features on disk, as float16.",
             _EXAMPLE,
         ),
     )
     needed = parser.add_argument_group("what to train on")
-    needed.add_argument("--backbone", required=True, metavar="DIR", help="folder of a text model in Hugging Face layout")
+    needed.add_argument("--backbone", metavar="DIR", help="folder of a text model in Hugging Face layout")
+    needed.add_argument(
+        "--features", metavar="DIR", help="folder for the states; once they are there, --backbone is not needed"
+    )
     needed.add_argument("--train", required=True, type=table_name, metavar="FILE", help="table to train on")
     needed.add_argument("--dev", required=True, type=table_name, metavar="FILE", help="table to score on")
     needed.add_argument("--text", required=True, metavar="COL", help="column that holds the text")
@@ -77,6 +81,8 @@ def add_parser(commands):
 def run(arguments):
     """Run the command; return its exit code."""
     console = Console(arguments.quiet, arguments.json)
+    if not arguments.backbone and not arguments.features:
+        raise ValueError("--backbone is needed, or --features with the states of one")
     metrics = _metrics(arguments)
     if arguments.threads:
         sherl.set_num_threads(arguments.threads)
@@ -85,10 +91,17 @@ def run(arguments):
     dev, _ = _read(arguments.dev, arguments, classes)
     train = _subset(train, arguments.train_rows, arguments.seed)
     console.say(f"Read {len(train):,} texts to train on and {len(dev):,} to score on")
-    backbone = sherl.load_backbone(arguments.backbone)
-    console.say(f"Running the frozen backbone ({backbone.num_layers} layers, {backbone.hidden_size} channels) once")
-    settings = _settings(arguments, classes, metrics, arguments.max_length or min(128, backbone.max_length))
-    network, results, interrupted = run_experiment(backbone, train, dev, settings, console)
+    backbone, max_length = None, arguments.max_length
+    if arguments.backbone:
+        backbone = sherl.load_backbone(arguments.backbone)
+        console.say(f"Running the frozen backbone ({backbone.num_layers} layers, {backbone.hidden_size} channels) once")
+        max_length = max_length or min(128, backbone.max_length)
+    else:
+        console.say(f"Opening the features in {arguments.features}")
+        facts = read_manifest(Path(arguments.features) / "train").preprocessing
+        max_length = max_length or (facts or {}).get("max_length")
+    settings = _settings(arguments, classes, metrics, max_length)
+    network, results, interrupted = run_experiment(backbone, train, dev, settings, console, arguments.features)
 
     network.save_pretrained(out)
     Task(arguments.task, classes, arguments.text, arguments.text_pair, arguments.label, settings.max_length).save(out)

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from ..checks import count_of, one_of, whole_number
+from . import disk
 from .rows import (
     Batch,
     Segments,
@@ -107,7 +108,8 @@ class Features:
         positions = None if positions is None else read_positions(positions, lengths)
         self._set(arrays, elements, offsets_of(lengths), None, None, source, given, positions, own)
 
-    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None, positions=None, own=None):
+    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None, positions=None, own=None,
+             preprocessing=None, layers=()):
         # Sample i of the selection is sample samples[i] of the whole; that has rows offsets[…] to offsets[… + 1] of
         # `rows`, which are row numbers of the arrays. None stands for 0, 1, 2 … A tap with segments in `own` has those.
         self._arrays, self._elements = arrays, elements
@@ -116,10 +118,12 @@ class Features:
         self._scales = [None] * len(arrays) if scales is None else scales
         self._positions = positions  # of the samples of the selection
         self._own = own
+        self._preprocessing, self._layers = preprocessing, layers
         self._fingerprint = None
 
     def _with(self, **changes):
-        names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales", "positions", "own")
+        names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales", "positions", "own",
+                 "preprocessing", "layers")
         made = Features.__new__(Features)
         made._set(**{name: changes.get(name, getattr(self, "_" + name)) for name in names})
         return made
@@ -221,6 +225,24 @@ class Features:
     def source(self):
         """What the features were taken from (``"backbone"``: its fingerprint, ``"states"``), or None."""
         return None if self._source is None else dict(self._source)
+
+    @property
+    def preprocessing(self):
+        """How inputs became rows, or None: ``"layers"`` of the backbone; of texts ``"tokenizer"``, ``"max_length"``."""
+        return None if self._preprocessing is None else dict(self._preprocessing)
+
+    @cached_property
+    def layers(self):
+        """Frozen late layers that came with the features, as blocks for a network; those of a folder are read now.
+
+        Raises
+        ------
+        ValueError
+            Where a layer of the folder is not the one that was written.
+        ImportError
+            Where they are in a folder, without the safetensors package.
+        """
+        return list(self._layers)
 
     @property
     def nbytes(self):
@@ -348,8 +370,9 @@ class Features:
             made, scale = narrowed(widened(array, element, old), dtype)
             arrays.append(made)
             scales.append(scale)
-        return Features(arrays, None if self.sizes else self.lengths, dtype=dtype if dtype == "bfloat16" else None,
+        made = Features(arrays, None if self.sizes else self.lengths, dtype=dtype if dtype == "bfloat16" else None,
                         scales=scales, positions=self.positions, sizes=self.sizes, source=self.source)
+        return made._with(preprocessing=self._preprocessing, layers=self._layers)
 
     def pooled(self, tap=-1, how="mean"):
         """Reduce each sample's rows of one tap to one.
@@ -427,6 +450,57 @@ class Features:
             (array, batch.rows_of(number)) if scales is None else (array, batch.rows_of(number), scales)
             for number, (array, scales) in enumerate(zip(self._arrays, self._scales))
         ]
+
+    # Disk.
+
+    def save(self, folder, layers=None):
+        """Write these samples into a folder, to be opened with `Features.open`.
+
+        An interrupted save leaves no features; the next one into the folder begins anew.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            Made where it does not exist; it must not hold features.
+        layers : sequence of TransformerLayer, optional
+            Frozen late layers to store with them; those that the features came with when None.
+
+        Raises
+        ------
+        ValueError
+            Where the folder holds features, or a layer is not frozen.
+        RuntimeError
+            Where another process writes into the folder.
+        """
+        disk.write([self], folder, layers=layers)
+
+    @classmethod
+    def open(cls, folder, *, verify=None):
+        """Open features that `save` or a backbone's `extract` wrote, mapped into memory for reading.
+
+        The manifest and the sizes of all files are checked always. Files must not change while they are in use.
+
+        Parameters
+        ----------
+        folder : str or path-like
+        verify : bool, optional
+            Whether to read all files and check them against their checksums. When None, only if that has not been done
+            since they were last changed.
+
+        Returns
+        -------
+        Features
+
+        Raises
+        ------
+        ValueError
+            Where the features are not complete, or a file is not the one that was written.
+        FileNotFoundError
+            Where a file is missing.
+        """
+        made = cls.__new__(cls)
+        made._set(**disk.read(folder, verify))
+        return made
 
     def _pieces(self, tap, array):
         for start in range(0, len(self) if array is not None else 0, _CHUNK):

@@ -19,6 +19,7 @@ from ..blocks import (
     TransformerLayer,
 )
 from ..checks import write_files
+from ..features import Features
 
 FORMAT = "sherl.SideNetwork"
 FORMAT_VERSION = 1
@@ -61,7 +62,9 @@ def load(kind, folder, backbone, late_dtype):
     config["late_dtype"] = config.get("late_dtype", "float32") if late_dtype is None else late_dtype
     network = _build(kind, config, layers, folder / CONFIG, sum(array.size for array in arrays.values()))
     network.features_source = config["features"]
-    if hasattr(backbone, "fingerprint"):
+    if isinstance(backbone, Features):
+        network._check_source(backbone)
+    elif hasattr(backbone, "fingerprint"):
         network._check_backbone(backbone.fingerprint)
     for name, array in arrays.items():
         if array.dtype != np.float32:

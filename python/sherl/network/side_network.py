@@ -411,8 +411,8 @@ class SideNetwork(Inference):
         Parameters
         ----------
         folder : str or path-like
-        backbone : backbone of `load_backbone`, or sequence of TransformerLayer, optional
-            Where the frozen late layers are; needed when the network has some.
+        backbone : backbone of `load_backbone`, Features, or sequence of TransformerLayer, optional
+            Where the frozen late layers are; needed when the network has some. Of features it is their `layers`.
         late_dtype : {None, "float32", "bfloat16"}
             As for the network itself; that of the saved network when None.
 

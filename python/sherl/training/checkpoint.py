@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import write_files
+from ..checks import differences, write_files
 
 FILE = "fit.npz"
 FORMAT, FORMAT_VERSION = "sherl.fit", 1
@@ -53,25 +53,7 @@ def read_checkpoint(folder, settings):
         raise ValueError(
             f"resume_from: {path} has format version {state.get('format_version')!r}; this sherl reads {FORMAT_VERSION}"
         )
-    # As JSON gives them back, where a tuple is a list.
-    now, former = dict(_leaves(json.loads(json.dumps(settings)))), dict(_leaves(state.get("settings")))
-    differing = [name for name in {**now, **former} if now.get(name) != former.get(name)]
+    differing = differences(state.get("settings"), settings)
     if differing:
-        pairs = [f"{name} was {_short(former.get(name))} and is {_short(now.get(name))}" for name in differing]
-        raise ValueError(f"resume_from: {path} is of another training: {', '.join(pairs)}")
+        raise ValueError(f"resume_from: {path} is of another training: {differing}")
     return state, arrays
-
-
-def _leaves(value, name=""):
-    """Yield the names and values at the ends of nested dictionaries and lists."""
-    if isinstance(value, (dict, list)) and value:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
-
-
-def _short(value):
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
