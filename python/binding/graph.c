@@ -656,7 +656,8 @@ static PyMethodDef graph_methods[] = {
            "gate_temperature=0.1, windows=None, base='first', gated_base=False, position=None)\n--\n\n"
            "The MTSA block over taps of one row space, or pooled to one, the guide last."),
     METHOD("bottleneck", graph_bottleneck,
-           "bottleneck($self, prefix, x, weights, *, width, out_features, stride=1, bfloat16=False)\n--\n\n"
+           "bottleneck($self, prefix, x, weights, *, width, out_features, stride=1, "
+           "stride_first=False, bfloat16=False)\n--\n\n"
            "A frozen bottleneck of a ResNet over images."),
     METHOD("transformer_layer", graph_transformer_layer,
            "transformer_layer($self, prefix, x, weights, *, positions=None, memory=None, memory_positions=None, heads, "

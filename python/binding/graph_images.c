@@ -135,6 +135,7 @@ PyObject *graph_bottleneck(GraphObject *self, PyObject *args, PyObject *keywords
                             count_argument("width", 1, &settings.width),
                             count_argument("out_features", 1, &settings.out_features),
                             optional(count_argument("stride", 1, &settings.stride)),
+                            optional(flag_argument("stride_first", &settings.stride_first)),
                             optional(flag_argument("bfloat16", &settings.bfloat16))};
     if (!parse_arguments("bottleneck", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
     size_t channels = sherl_graph_channels(self->graph, x), window; /* 0: no such value, which the core will say */

@@ -116,7 +116,7 @@ class Graph:
     # weights, norms folded in: reduce_weight, reduce_bias, window_weight (width, 9 * width), window_bias,
     # expand_weight, expand_bias, and with a shortcut map shortcut_weight, shortcut_bias
     def bottleneck(self, prefix: str, x: int, weights: dict[str, Array], *, width: int, out_features: int,
-                   stride: int = 1, bfloat16: bool = False) -> int: ...
+                   stride: int = 1, stride_first: bool = False, bfloat16: bool = False) -> int: ...
     # weights: arrays by role name make a frozen layer; None makes a trainable one, whose parameters are named prefix +
     # "query.weight" … by the same roles with a dot before weight/bias. Roles, each with _weight and, where the settings
     # ask for it, _bias: query, key, value, output, attention_norm, up, down, feed_forward_norm; gated: gate; with a

@@ -395,10 +395,11 @@ typedef struct sherl_bottleneck_weights {
 typedef struct sherl_bottleneck_settings {
     size_t width, out_features; /* channels of the 3x3 map, of the output */
     size_t stride;
+    bool stride_first;          /* the stride stands at the first map rather than the 3x3 one */
     bool bfloat16;              /* 1x1 maps of stride 1 as sherl_bfloat16_linear */
 } sherl_bottleneck_settings;
 
-/* A frozen bottleneck block (He et al., 2016; the stride at the 3x3 map) over a row space of images. */
+/* A frozen bottleneck block (He et al., 2016) over a row space of images. */
 sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value x,
                              const sherl_bottleneck_weights *weights, const sherl_bottleneck_settings *settings);
 

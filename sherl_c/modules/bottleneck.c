@@ -56,8 +56,9 @@ sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value
     if (!check_settings(graph, x, w, settings)) return SHERL_NONE;
     sherl_block block = {.graph = graph, .prefix = prefix};
     sherl_window pixel = {.size = 1, .stride = 1}, strided = {.size = 1, .stride = settings->stride};
-    sherl_window around = {.size = 3, .stride = settings->stride, .padding = 1};
-    map reduce = {"reduce", w->reduce_weight, w->reduce_bias, settings->width, pixel, SHERL_RELU};
+    sherl_window first = settings->stride_first ? strided : pixel;
+    sherl_window around = {.size = 3, .stride = settings->stride_first ? 1 : settings->stride, .padding = 1};
+    map reduce = {"reduce", w->reduce_weight, w->reduce_bias, settings->width, first, SHERL_RELU};
     map window = {"window", w->window_weight, w->window_bias, settings->width, around, SHERL_RELU};
     map expand = {"expand", w->expand_weight, w->expand_bias, settings->out_features, pixel, SHERL_IDENTITY};
     map shortcut = {"shortcut", w->shortcut_weight, w->shortcut_bias, settings->out_features, strided, SHERL_IDENTITY};

@@ -1,27 +1,35 @@
 """Frozen backbones that run in sherl's own core."""
 
-from .bert import BertBackbone
+from .backbone import Backbone
 
-__all__ = ["BertBackbone", "load_backbone"]
+__all__ = ["Backbone", "load_backbone"]
 
 
-def load_backbone(folder):
+def load_backbone(path, tower=None):
     """Load a frozen backbone.
 
     Parameters
     ----------
-    folder : str or path-like
-        A BERT encoder in Hugging Face layout: config.json, model.safetensors, and for texts tokenizer.json.
+    path : str or path-like
+        A folder in Hugging Face layout: config.json, model.safetensors (or its shards and their index), and for texts
+        tokenizer.json, for images preprocessor_config.json. Its model_type tells the family. A ResNet may have
+        torchvision's names and no config.json, or timm's. Or an ONNX file of a DINOv2, or of a ResNet whose batch norms
+        are folded in.
+    tower : {"text", "image"}, optional
+        Which one of a model with two (CLIP, SigLIP).
 
     Returns
     -------
-    BertBackbone
+    Backbone
 
     Raises
     ------
-    ValueError
-        Where a file is not whole, or a tensor is missing or of another shape than config.json says.
+    FileNotFoundError
+        Where a file is missing.
     ImportError
-        Without the safetensors package.
+        Of an ONNX file, without the onnx package.
+    ValueError
+        Where the family is not known or set in a way that cannot be run, a file is not whole, or a tensor is missing or
+        of another shape than config.json says.
     """
-    return BertBackbone(folder)
+    return Backbone(path, tower)

@@ -1,117 +1,139 @@
-"""Folders in Hugging Face layout: config.json and model.safetensors, read and checked."""
+"""Folders in Hugging Face layout: config.json and the tensors of safetensors files, read and checked."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
-from ..blocks.families import BERT
-from ..blocks.transformer import ACTIVATIONS, TransformerLayer
 from ..blocks.weights import read_weight
-from ..checks import real_number, whole_number
+from ..features.rows import widened
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG, WEIGHTS, INDEX, TOKENIZER = (
+    "config.json", "model.safetensors", "model.safetensors.index.json", "tokenizer.json"
+)  # fmt: skip
 
-EMBEDDINGS = {  # tensors before the layers, with their shapes in terms of the configuration
-    "embeddings.word_embeddings.weight": ("vocab_size", "hidden_size"),
-    "embeddings.position_embeddings.weight": ("max_position_embeddings", "hidden_size"),
-    "embeddings.token_type_embeddings.weight": ("type_vocab_size", "hidden_size"),
-    "embeddings.LayerNorm.weight": ("hidden_size",),
-    "embeddings.LayerNorm.bias": ("hidden_size",),
-}
-
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size",
-          "max_position_embeddings", "type_vocab_size")
+_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
-def read_bert_config(folder):
-    """Return the settings of a BERT model's folder that its hidden states depend on.
+def read_json(path):
+    """Return what a JSON file holds, which must be an object."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
+    return found
 
-    Returns
-    -------
-    dict
-        The sizes by their names in the file, and "hidden_act" and "layer_norm_eps".
-    """
+
+def read_config(folder):
+    """Return what a model folder's config.json holds."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a model folder in Hugging Face layout: it has no {CONFIG}")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind != "bert":
-        raise ValueError(f"{path}: model_type must be 'bert', got {kind!r}")
-    if config.get("position_embedding_type", "absolute") != "absolute" or config.get("is_decoder"):
-        raise ValueError(f"{path}: only encoders with absolute position embeddings can be run")
-    known = {"type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12, **config}
-    missing = [name for name in _SIZES if name not in known]
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(missing)}")
-    try:
-        facts = {name: whole_number(known[name], name, 1) for name in _SIZES}
-        facts["layer_norm_eps"] = real_number(known["layer_norm_eps"], "layer_norm_eps", above=0.0)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    facts["hidden_act"] = known["hidden_act"]
-    if facts["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"{path}: hidden_act must be one of {', '.join(ACTIVATIONS)}, got {facts['hidden_act']!r}")
-    if facts["hidden_size"] % facts["num_attention_heads"]:
-        raise ValueError(f"{path}: num_attention_heads must divide hidden_size")
-    return facts
+    return read_json(path)
 
 
-def read_bert_weights(folder, config):
-    """Return the embeddings' weights by name, and for each layer its weights by name relative to the layer.
+class Tensors:
+    """The tensors of a model folder, in one safetensors file or in those that its index names.
 
     Parameters
     ----------
     folder : str or path-like
-    config : dict
-        As `read_bert_config` gives it.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray
-    list of dict of str to numpy.ndarray
+    told : str
+        What errors say of where a shape that is asked for comes from.
     """
-    path = Path(folder) / WEIGHTS
-    if not path.is_file():
+
+    def __init__(self, folder, told=f", as {CONFIG} says"):
+        self._prefix, self._told = "", told
+        self._places = {}  # by tensor name: its file and what that says of it
+        for path in _files(Path(folder)):
+            start, entries = _read_header(path)
+            self._places.update({name: (path, start, entry) for name, entry in entries.items()})
+        self._origin = str(Path(folder) / WEIGHTS)
+
+    def choose_prefix(self, prefixes, name):
+        """Put before all names the first of some prefixes with which there is a tensor of this name."""
+        self._prefix = next((prefix for prefix in prefixes if prefix + name in self._places), prefixes[0])
+
+    def __contains__(self, name):
+        return self._prefix + name in self._places
+
+    def shape(self, name, dimensions):
+        """Return the shape of a tensor, which must have some dimensions."""
+        full = self._prefix + name
+        if full not in self._places:
+            raise ValueError(f"{self._origin} lacks the tensor {full}")
+        path, _, entry = self._places[full]
+        found = tuple(entry["shape"])
+        if len(found) != dimensions or 0 in found:
+            raise ValueError(f"{path}: {full} must have {dimensions} dimensions, got shape {found}")
+        return found
+
+    def read(self, name, shape):
+        """Return a tensor as an array of the core's type, which must be of a shape."""
+        full = self._prefix + name
+        if full not in self._places:
+            raise ValueError(f"{self._origin} lacks the tensor {full}, of shape {shape}")
+        path, start, entry = self._places[full]
+        found = tuple(entry["shape"])
+        if found != shape:
+            raise ValueError(f"{path}: {full} must have shape {shape}{self._told}, got {found}")
+        if entry["dtype"] not in _TYPES:
+            raise ValueError(f"{path}: {full} must hold F32, F16, BF16 or F64, got {entry['dtype']}")
+        kind = np.dtype(_TYPES[entry["dtype"]]).newbyteorder("<")
+        array = np.fromfile(path, kind, math.prod(shape), offset=start + entry["data_offsets"][0])
+        if array.size != math.prod(shape):
+            raise ValueError(f"{path} is not a whole safetensors file: it ends within {full}")
+        array = array.astype(kind.newbyteorder("="), copy=False).reshape(shape)
+        return read_weight(widened(array, "bfloat16") if entry["dtype"] == "BF16" else array, f"{path}: {full}")
+
+
+def _files(folder):
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}; other formats cannot be read")
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{folder / INDEX} must have a weight_map of file names")
+    paths = [folder / Path(name).name for name in sorted(set(places.values()))]
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} lacks {path.name}, which {INDEX} names")
+    return paths
+
+
+def _read_header(path):
+    """Return where the data of a safetensors file begin, and what its header says of each tensor."""
+    with open(path, "rb") as stream:
+        size = stream.seek(0, 2)
+        stream.seek(0)
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError(f"{path} is not a whole safetensors file: its header does not end")
+        header = stream.read(length)
     try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError:
-        raise ImportError("loading a backbone needs the safetensors package: pip install 'sherl[text]'") from None
-    try:
-        with safe_open(path, framework="numpy") as tensors:
-            return _read_tensors(path, tensors, config)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        last = max((_checked(entry) for entry in entries.values()), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file: its header cannot be read") from error
+    if last > size - 8 - length:
+        raise ValueError(
+            f"{path} is not a whole safetensors file: it must have {8 + length + last:,} bytes, got {size:,}"
+        )
+    return 8 + length, entries
 
 
-def _read_tensors(path, tensors, config):
-    names = set(tensors.keys())
-    prefix = "bert." if any(name.startswith("bert.embeddings.") for name in names) else ""
-
-    def read(name, shape):
-        full = prefix + name
-        if full not in names:
-            raise ValueError(f"{path} lacks the tensor {full}")
-        found = tensors.get_slice(full)
-        if tuple(found.get_shape()) != shape:
-            got = tuple(found.get_shape())
-            raise ValueError(f"{path}: {full} must have shape {shape}, as {CONFIG} says, got {got}")
-        if found.get_dtype() not in ("F32", "F16", "F64"):
-            raise ValueError(f"{path}: {full} must hold F32, F16 or F64, got {found.get_dtype()}")
-        return read_weight(np.asarray(tensors.get_tensor(full)), f"{path}: {full}")
-
-    embeddings = {name: read(name, tuple(config[size] for size in shape)) for name, shape in EMBEDDINGS.items()}
-    layer = TransformerLayer(
-        config["hidden_size"], config["num_attention_heads"], intermediate=config["intermediate_size"]
-    )
-    shapes = {BERT.namings[0].name(role): shape for role, shape in layer._shapes().items()}
-    layers = [
-        {name: read(f"encoder.layer.{number}.{name}", shape) for name, shape in shapes.items()}
-        for number in range(config["num_hidden_layers"])
-    ]
-    return embeddings, layers
+def _checked(entry):
+    """Return where a tensor's data end, which must be as long as type and shape say."""
+    first, last = entry["data_offsets"]
+    numbers = [first, last, *entry["shape"]]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("sizes must be whole numbers")
+    kind = _TYPES.get(entry["dtype"])
+    if kind is not None and last - first != math.prod(entry["shape"]) * np.dtype(kind).itemsize:
+        raise ValueError("a tensor's bytes do not fit its shape")
+    return last

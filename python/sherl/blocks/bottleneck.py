@@ -21,8 +21,8 @@ _UNREAD = "num_batches_tracked"  # a counter beside each norm in checkpoints
 class Bottleneck(UnaryBlock):
     """Frozen bottleneck block of a ResNet on images (batch, height, width, channels).
 
-    out = relu(W3 z + b3 + shortcut), z = relu(W2 relu(W1 x + b1) + b2) with 3x3 pixels and the stride at W2, and the
-    shortcut is x or W4 x + b4. The batch norms, frozen, are folded into the maps.
+    out = relu(W3 z + b3 + shortcut), z = relu(W2 relu(W1 x + b1) + b2) with 3x3 pixels at W2, and the shortcut is x or
+    W4 x + b4. The batch norms, frozen, are folded into the maps.
 
     Made by `from_resnet`; a block made directly has no weights and only describes one.
 
@@ -35,19 +35,20 @@ class Bottleneck(UnaryBlock):
     out_features : int, optional
         Channels of the output; `features` when None.
     stride : int
-        Of the 3x3 map.
+        Of the 3x3 map and the shortcut.
     shortcut : bool
         Whether the shortcut is a map.
+    stride_first : bool
+        Whether the stride stands at W1, as first published, rather than at the 3x3 map, as in torchvision.
 
     References
     ----------
-    K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; the stride stands at the 3x3 map, as in
-    torchvision.
+    K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
 
     trainable = False
 
-    def __init__(self, features, width, out_features=None, *, stride=1, shortcut=False):
+    def __init__(self, features, width, out_features=None, *, stride=1, shortcut=False, stride_first=False):
         super().__init__(0)
         self.features = whole_number(features, "features", 1)
         self.width = whole_number(width, "width", 1)
@@ -56,14 +57,15 @@ class Bottleneck(UnaryBlock):
         )
         self.stride = whole_number(stride, "stride", 1)
         self.shortcut = flag(shortcut, "shortcut")
+        self.stride_first = flag(stride_first, "stride_first")
         if not self.shortcut and (self.stride > 1 or self._out_features != self.features):
             raise ValueError("stride must be 1 and out_features those of x where the shortcut is no map")
         self._frozen = None
         self._fingerprint = None
 
     @classmethod
-    def from_resnet(cls, weights, stride=1, eps=1e-5):
-        """Make a block of a torchvision ResNet's weights.
+    def from_resnet(cls, weights, stride=1, eps=1e-5, stride_first=False):
+        """Make a block of a ResNet's weights, by the names of torchvision.
 
         Parameters
         ----------
@@ -71,11 +73,14 @@ class Bottleneck(UnaryBlock):
             By names relative to the block: ``"conv1.weight"``, ``"bn1.weight"``, ``"bn1.bias"``,
             ``"bn1.running_mean"``, ``"bn1.running_var"``, … of conv1 to conv3, and of ``"downsample.0"`` and
             ``"downsample.1"`` where there is a shortcut map. Convolutions have shape (out, in, height, width). They are
-            copied, with the norms folded in.
+            copied, with the norms folded in. Where they are already, a convolution's ``"conv1.bias"`` stands for its
+            norm.
         stride : int
             Of the block.
         eps : float
             Of the batch norms.
+        stride_first : bool
+            Whether the stride stands at the first map rather than at the 3x3 one.
 
         Returns
         -------
@@ -91,10 +96,10 @@ class Bottleneck(UnaryBlock):
         frozen = {}
         for role, (convolution, norm) in _MAPS.items():
             if f"{convolution}.weight" in arrays:
-                frozen[f"{role}_weight"], frozen[f"{role}_bias"] = _folded(arrays, convolution, norm, eps)
+                frozen[f"{role}_weight"], frozen[f"{role}_bias"] = folded(arrays, convolution, norm, eps)
         width, features = arrays["conv1.weight"].shape[:2]
         block = cls(features, width, len(arrays["conv3.weight"]), stride=stride,
-                    shortcut="shortcut_weight" in frozen)
+                    shortcut="shortcut_weight" in frozen, stride_first=stride_first)
         block._frozen = frozen
         return block
 
@@ -104,13 +109,14 @@ class Bottleneck(UnaryBlock):
 
     @property
     def settings(self):
-        return {name: getattr(self, name) for name in ("features", "width", "out_features", "stride", "shortcut")}
+        names = ("features", "width", "out_features", "stride", "shortcut", "stride_first")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def fingerprint(self):
         """SHA-256 of the weights and the stride, in hexadecimal."""
         if self._fingerprint is None:
-            digest = hashlib.sha256(repr(self.stride).encode())
+            digest = hashlib.sha256(repr((self.stride, self.stride_first)).encode())
             for role, array in sorted(self._weights().items()):
                 digest.update(repr((role, array.shape)).encode())
                 digest.update(array)
@@ -150,7 +156,7 @@ class Bottleneck(UnaryBlock):
         # As the core that is at work takes them: float32, and in tests float64 as well.
         weights = {role: np.ascontiguousarray(array, _core.REAL) for role, array in self._weights().items()}
         return graph.bottleneck(prefix, inputs[0], weights, width=self.width, out_features=self.out_features,
-                                stride=self.stride, bfloat16=bfloat16)
+                                stride=self.stride, stride_first=self.stride_first, bfloat16=bfloat16)
 
     def __deepcopy__(self, memo):
         return self  # it never changes
@@ -166,8 +172,8 @@ def _read_resnet(weights):
     given = [name for name in weights if not str(name).endswith(_UNREAD)]
     shortcut = any(str(name).startswith("downsample.") for name in given)
     maps = [names for role, names in _MAPS.items() if role != "shortcut" or shortcut]
-    known = {f"{convolution}.weight" for convolution, _ in maps}
-    known |= {f"{norm}.{leaf}" for _, norm in maps for leaf in _NORM}
+    beside = {pair: _beside(given, *pair) for pair in maps}  # what goes with each convolution's weight
+    known = {f"{convolution}.weight" for convolution, _ in maps}.union(*beside.values())
     groups = {"missing": sorted(known - set(given)), "unexpected": sorted(str(name) for name in set(given) - known)}
     if any(groups.values()):
         faults = "; ".join(f"{kind} {', '.join(names)}" for kind, names in groups.items() if names)
@@ -182,22 +188,31 @@ def _read_resnet(weights):
               "downsample.0": (outputs, features, 1, 1)}
     for convolution, norm in maps:
         shape = shapes[convolution]
-        wanted = {f"{convolution}.weight": shape, **{f"{norm}.{leaf}": shape[:1] for leaf in _NORM}}
+        wanted = {f"{convolution}.weight": shape, **dict.fromkeys(beside[convolution, norm], shape[:1])}
         for name, right in wanted.items():
             if arrays[name].shape != right:
                 raise ValueError(f"weights[{name!r}] must have shape {right}, got {arrays[name].shape}")
-        if (arrays[f"{norm}.running_var"] < 0).any():
+        if (arrays.get(f"{norm}.running_var", np.zeros(1)) < 0).any():
             raise ValueError(f"weights['{norm}.running_var'] must be 0 or more")
     return arrays
 
 
-def _folded(arrays, convolution, norm, eps):
+def _beside(given, convolution, norm):
+    """Return the names of the arrays that go with a convolution's weight: its norm's, or a bias that has them in it."""
+    bias = f"{convolution}.bias"
+    return [bias] if bias in given else [f"{norm}.{leaf}" for leaf in _NORM]
+
+
+def folded(arrays, convolution, norm, eps):
     """Return weight and bias of a convolution followed by its norm, the weight as (out, height * width * in)."""
     weight = arrays[f"{convolution}.weight"].astype(np.float64)
-    scale, bias, mean, variance = (arrays[f"{norm}.{leaf}"].astype(np.float64) for leaf in _NORM)
-    scale = scale / np.sqrt(variance + eps)
-    folded = (weight * scale[:, None, None, None]).transpose(0, 2, 3, 1).reshape(len(weight), -1)
-    return np.ascontiguousarray(folded, _core.REAL), (bias - mean * scale).astype(_core.REAL)
+    if f"{convolution}.bias" in arrays:
+        scale, bias, mean = np.ones(len(weight)), arrays[f"{convolution}.bias"], 0
+    else:
+        scale, bias, mean, variance = (arrays[f"{norm}.{leaf}"].astype(np.float64) for leaf in _NORM)
+        scale = scale / np.sqrt(variance + eps)
+    matrix = (weight * scale[:, None, None, None]).transpose(0, 2, 3, 1).reshape(len(weight), -1)
+    return np.ascontiguousarray(matrix, _core.REAL), (bias - mean * scale).astype(_core.REAL)
 
 
 def _restored(kind, settings, frozen):

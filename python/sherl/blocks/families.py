@@ -1,7 +1,7 @@
 """Transformer layers of model families: how their checkpoints name the weights of a layer, and reading those."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,23 +20,26 @@ class Naming:
         share of the outputs of a fused map.
     transposed : bool
         Whether matrices have one row per input channel.
+    vectors : dict of str to str
+        By part that is one array, its whole name.
     """
 
     places: dict
     transposed: bool = False
+    vectors: dict = field(default_factory=dict)
 
     def name(self, role):
         """Return the name of a role's array, or None where there is none."""
         part, _, kind = role.rpartition("_")
         place = self.places.get(part)
         if place is None:
-            return None
+            return self.vectors.get(part) if kind == "weight" else None
         place = place[0] if isinstance(place, tuple) else place
         return f"{place}{'' if place.endswith('_') else '.'}{kind}"
 
     def share(self, role):
         """Return which share of its array a role has: its number, and of how many."""
-        place = self.places[role.rpartition("_")[0]]
+        place = self.places.get(role.rpartition("_")[0])
         return place[1:] if isinstance(place, tuple) else (0, 1)
 
 
@@ -77,12 +80,22 @@ MPNET = Family("MPNet", (Naming({
     **_projections("attention.attn", form="{}", output="o"), "attention_norm": "attention.LayerNorm",
     **_BERT_FEED_FORWARD, "feed_forward_norm": "output.LayerNorm", "position_bias": "relative_attention_bias",
 }),))  # fmt: skip
+DISTILBERT = Family("DistilBERT", (Naming({
+    **_projections("attention", form="{}_lin", output="out_lin"), "attention_norm": "sa_layer_norm", "up": "ffn.lin1",
+    "down": "ffn.lin2", "feed_forward_norm": "output_layer_norm",
+}),))  # fmt: skip
 VIT = Family("ViT", (
     Naming({
         "query": "attention.attention.query", "key": "attention.attention.key", "value": "attention.attention.value",
         "output": "attention.output.dense", **_BERT_FEED_FORWARD, **_VIT_NORMS,
     }),
     Naming({**_projections("attention", output="o_proj"), **_FC, **_VIT_NORMS}),
+))  # fmt: skip
+_DINOV2 = {**VIT.namings[0].places, "attention_norm": "norm1", "feed_forward_norm": "norm2"}
+_DINOV2_SCALES = {"attention_scale": "layer_scale1.lambda1", "feed_forward_scale": "layer_scale2.lambda1"}
+_SWIGLU = {"gate": ("mlp.weights_in", 0, 2), "up": ("mlp.weights_in", 1, 2), "down": "mlp.weights_out"}
+DINOV2 = Family("DINOv2", tuple(
+    Naming({**_DINOV2, **maps}, vectors=_DINOV2_SCALES) for maps in (_FC, _SWIGLU)
 ))  # fmt: skip
 CLIP = Family("CLIP", (Naming({
     **_projections("self_attn"), "attention_norm": "layer_norm1", **_FC, "feed_forward_norm": "layer_norm2",
@@ -135,6 +148,9 @@ def _detr(decoder):
 
 T5_ENCODER, T5_DECODER = _t5(False), _t5(True)
 DETR_ENCODER, DETR_DECODER = _detr(False), _detr(True)
+# Layers of speech models have the names that DETR's have, but other settings.
+WHISPER_ENCODER = Family("Whisper encoder", DETR_ENCODER.namings[:1])
+WHISPER_DECODER = Family("Whisper decoder", DETR_DECODER.namings[:1])
 
 
 # ---- Reading ----
@@ -144,6 +160,9 @@ LETTERS = {
     "f": "features", "i": "intermediate", "q": "channels of the queries", "k": "channels of the keys",
     "m": "memory_features", "b": "position_buckets", "h": "heads",
 }  # fmt: skip
+
+# Settings that tell whether there are biases, and the first of these.
+BIAS_ROLES = {"query_bias": "query_bias", "output_bias": "output_bias", "feed_forward_bias": "up_bias"}
 
 
 def layer_roles(*, gated=False, placement="post", norm="layernorm", query_bias=True, output_bias=True,

@@ -6,7 +6,7 @@ from ..checks import flag, one_of, rate, real_number, whole_number
 from . import families
 from .block import Block, Rows
 from .checkpoints import FromCheckpoints
-from .families import LETTERS, LayerWeights, layer_roles, own_name
+from .families import BIAS_ROLES, LETTERS, LayerWeights, layer_roles, own_name
 from .memory_rows import MEMORY_INPUTS, RowsWithMemory
 
 __all__ = ["T5Block", "TransformerLayer"]
@@ -20,7 +20,6 @@ ACTIVATIONS = {  # by the names of model configurations
 _ALWAYS = ("heads", "activation", "eps")
 _T5 = {"placement": "pre", "norm": "rmsnorm", "scale": 1.0, "query_bias": False, "output_bias": False,
        "feed_forward_bias": False}
-_BIAS_ROLES = {"query_bias": "query_bias", "output_bias": "output_bias", "feed_forward_bias": "up_bias"}
 _NOT_IN_FINGERPRINT = ("features", "intermediate", "dropout", "attention_dropout", *_ALWAYS)
 
 
@@ -161,7 +160,7 @@ class TransformerLayer(FromCheckpoints, Block):
         Of the settings a bias may be None, and key_heads, position_buckets and memory_features True: as the weights say.
         """
         given = LayerWeights(weights, family)
-        for name, role in _BIAS_ROLES.items():
+        for name, role in BIAS_ROLES.items():
             if name in settings and settings[name] is None:
                 settings[name] = given.has(role)
         roles = _roles_of(cls._in_full(settings))

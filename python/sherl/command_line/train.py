@@ -35,7 +35,7 @@ def add_parser(commands):
         ),
     )
     needed = parser.add_argument_group("what to train on")
-    needed.add_argument("--backbone", metavar="DIR", help="BERT folder in Hugging Face layout")
+    needed.add_argument("--backbone", metavar="DIR", help="folder of a text model in Hugging Face layout")
     needed.add_argument(
         "--features", metavar="DIR", help="folder for the states; once they are there, --backbone is not needed"
     )

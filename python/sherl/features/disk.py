@@ -66,8 +66,20 @@ def _fields(features):
     return fields
 
 
+def fields_of(sizes):
+    """Return the whole numbers of every sample, by name, of the taps' sizes: lengths, or heights and widths."""
+    if sizes[0].ndim == 1:
+        return {"lengths": sizes[0]}
+    fields = {_SIZES.format(number): array for number, array in enumerate(sizes)}
+    return {"lengths": sizes[-1].prod(axis=1), **fields}
+
+
+def own_segments(fields, taps):
+    """Return for each of some taps the rows of each sample where it has its own, else None."""
+    return [_own_segments(fields, tap) for tap in range(taps)]
+
+
 def _own_segments(fields, tap):
-    """Return the rows of each sample in a tap that has its own, else None."""
     if (sizes := fields.get(_SIZES.format(tap))) is not None:
         return pixels_of(sizes)
     lengths = fields.get(_LENGTHS.format(tap))
@@ -81,7 +93,7 @@ def _segments(folder, manifest, fields):
     if unknown := fields.keys() - known:
         raise ValueError(f"{folder} has numbers of samples that this sherl does not know: {', '.join(sorted(unknown))}")
     offsets = offsets_of(fields.get("lengths", np.zeros(0, np.int64)))
-    own = [_own_segments(fields, number) for number in taps]
+    own = own_segments(fields, len(taps))
     for number, tap in enumerate(manifest.taps):
         found = offsets if own[number] is None else own[number].offsets
         if len(found) != manifest.samples + 1 or np.diff(found).min(initial=0) < 0 or found[-1] != tap["rows"]:
@@ -121,7 +133,7 @@ def writer(folder, taps, fields, *, source, preprocessing=None, inputs=None, lay
 
     content, records = pack(layers) if len(layers) else (None, [])
     offsets = offsets_of(fields["lengths"])
-    rows = [offsets if own is None else own.offsets for own in (_own_segments(fields, tap) for tap in range(len(taps)))]
+    rows = [offsets if own is None else own.offsets for own in own_segments(fields, len(taps))]
     plan = Manifest(
         samples=len(offsets) - 1, source=source, preprocessing=preprocessing, inputs=inputs, layers=records,
         taps=[{"element": element, "rows": int(ends[-1]), "channels": channels}

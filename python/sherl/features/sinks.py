@@ -15,6 +15,12 @@ def _empty(element, rows, channels):
     return array, np.empty(rows, np.float32) if element == "int8" else None
 
 
+def _offsets_of(taps, fields):
+    """Return where each sample's rows begin, by tap."""
+    shared = offsets_of(fields["lengths"])
+    return [shared if own is None else own.offsets for own in disk.own_segments(fields, len(taps))]
+
+
 class MemorySink:
     """Takes rows into arrays of the whole size.
 
@@ -22,7 +28,8 @@ class MemorySink:
     ----------
     taps : list of (str, int)
         Element (one of `DTYPES`) and channels of each.
-    lengths : numpy.ndarray of int64, shape (samples,)
+    fields : dict of str to numpy.ndarray of int64
+        As `disk.fields_of` gives them.
     source, preprocessing : dict
     layers : list of TransformerLayer
 
@@ -32,10 +39,13 @@ class MemorySink:
         Samples that were taken.
     """
 
-    def __init__(self, taps, lengths, *, source, preprocessing, layers):
-        self._elements, self._offsets = [element for element, _ in taps], offsets_of(lengths)
+    def __init__(self, taps, fields, *, source, preprocessing, layers):
+        self._elements = [element for element, _ in taps]
         self._facts = {"source": source, "preprocessing": preprocessing, "layers": layers}
-        made = [_empty(element, int(self._offsets[-1]), channels) for element, channels in taps]
+        self._lengths, own = fields["lengths"], disk.own_segments(fields, len(taps))
+        self._own = own if any(own) else None
+        self._offsets = _offsets_of(taps, fields)
+        made = [_empty(element, int(rows[-1]), channels) for rows, (element, channels) in zip(self._offsets, taps)]
         self._arrays, self._scales = map(list, zip(*made))
         self.samples = 0
 
@@ -47,8 +57,9 @@ class MemorySink:
 
     def room(self, samples):
         """Return arrays for the rows of the next samples, and of scales (None but for int8), by tap."""
-        rows = slice(self._offsets[self.samples], self._offsets[self.samples + samples])
-        return [array[rows] for array in self._arrays], [None if array is None else array[rows] for array in self._scales]
+        places = [slice(rows[self.samples], rows[self.samples + samples]) for rows in self._offsets]
+        arrays = [array[place] for array, place in zip(self._arrays, places)]
+        return arrays, [None if array is None else array[place] for array, place in zip(self._scales, places)]
 
     def take(self, samples):
         """Take the rows of the next samples, which have been put into the arrays of `room`."""
@@ -57,16 +68,17 @@ class MemorySink:
     def features(self):
         """Return the features, whole."""
         made = Features.__new__(Features)
-        made._set(self._arrays, self._elements, self._offsets, None, None, scales=self._scales, **self._facts)
+        made._set(self._arrays, self._elements, offsets_of(self._lengths), None, None, scales=self._scales,
+                  own=self._own, **self._facts)
         return made
 
 
 class DiskSink:
     """Takes rows into a folder; the other arguments are those of `disk.writer`."""
 
-    def __init__(self, folder, taps, lengths, **facts):
-        self._folder, self._taps, self._offsets = folder, taps, offsets_of(lengths)
-        self._writer = disk.writer(folder, taps, {"lengths": lengths}, **facts)
+    def __init__(self, folder, taps, fields, **facts):
+        self._folder, self._taps, self._offsets = folder, taps, _offsets_of(taps, fields)
+        self._writer = disk.writer(folder, taps, fields, **facts)
         self._batch, self._verify = None, False
 
     @property
@@ -82,8 +94,9 @@ class DiskSink:
         self._writer.__exit__(*error)
 
     def room(self, samples):
-        rows = int(self._offsets[self.samples + samples] - self._offsets[self.samples])
-        self._batch = tuple(map(list, zip(*(_empty(element, rows, channels) for element, channels in self._taps))))
+        counts = [int(rows[self.samples + samples] - rows[self.samples]) for rows in self._offsets]
+        made = [_empty(element, rows, channels) for rows, (element, channels) in zip(counts, self._taps)]
+        self._batch = tuple(map(list, zip(*made)))
         return self._batch
 
     def take(self, samples):

@@ -1,0 +1,262 @@
+"""Backbones in the core: a stem and layers as one program, whose hidden states are written where they stay."""
+
+import hashlib
+import json
+import threading
+
+import numpy as np
+
+from .. import _core
+from ..checks import flag, one_of, whole_number
+from ..features.disk import fields_of
+from ..features.rows import offsets_of, quantised
+from ..features.sinks import DTYPES, DiskSink, MemorySink
+from ..training.progress import progress_bar
+from .loading import read_parts
+
+__all__ = ["Backbone"]
+
+
+class Backbone:
+    """Frozen backbone that runs in the core, without padding. Made by `load_backbone`.
+
+    Its states are numbered: 0 is what the first layer receives, i the output of layer i; the last one, `num_layers`, is
+    taken after the model's final norm where it has one.
+
+    Attributes
+    ----------
+    family : str
+        Of the model, such as "BERT".
+    takes : {"text", "image", "audio"}
+    channels : list of int
+        Of each state.
+    hidden_size : int
+        Those of the last state; of all but ResNets those of every one.
+    num_layers : int
+    layers : list of TransformerLayer, T5Block or Bottleneck
+        The frozen layers; they share their weights with the backbone.
+    decoder_layers : list of TransformerLayer or T5Block
+        Those of the decoder of T5 or Whisper; `extract` does not use them.
+    max_length : int or None
+        Tokens that a text can have; None where it takes no texts.
+    """
+
+    def __init__(self, path, tower=None):
+        parts = read_parts(path, tower)
+        self.family, self.takes = parts.title, parts.takes
+        self.layers, self.decoder_layers = parts.layers, parts.decoder_layers
+        self.num_layers = len(self.layers)
+        self.channels = [parts.stem.out_features, *(layer.out_features for layer in self.layers)]
+        self.hidden_size = self.channels[-1]
+        self.max_length = parts.stem.max_length
+        self._stem, self._norm, self._eps = parts.stem, parts.norm, parts.eps
+        self._store = _core.Parameters()
+        self._programs = {}
+        self._fingerprint = None
+        self._lock = threading.RLock()
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of the configuration and all weights that the states depend on, in hexadecimal."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps([self.family, self._stem.facts], sort_keys=True).encode())
+            for arrays in (self._stem.arrays, self._norm):
+                for name, array in sorted(arrays.items()):
+                    digest.update(repr((name, array.shape)).encode())
+                    digest.update(array)
+            for layer in self.layers:
+                digest.update(layer.fingerprint.encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def __repr__(self):
+        return (f"Backbone({self.family}, {self.num_layers} layers of {self.hidden_size} channels, "
+                f"{self.num_parameters():,} parameters)")
+
+    def num_parameters(self):
+        """Count the numbers in all weights that the states depend on.
+
+        Returns
+        -------
+        int
+        """
+        own = [*self._stem.arrays.values(), *self._norm.values()]
+        return sum(array.size for array in own) + sum(
+            layer.num_parameters(trainable_only=False) for layer in self.layers
+        )
+
+    def tokenize(self, texts, max_length=None):
+        """Turn texts into token ids.
+
+        Parameters
+        ----------
+        texts : sequence of str or of (str, str)
+        max_length : int, optional
+            Tokens that are kept of a text; the model's limit when None.
+
+        Returns
+        -------
+        list of list of int
+            Special tokens included.
+        """
+        if self.takes != "text":
+            raise TypeError(f"the {self.family} backbone takes no texts")
+        return self._stem.tokenize(texts, self._length(max_length))
+
+    def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False,
+                preprocessed=False, out=None, late=1):
+        """Compute hidden states.
+
+        With `out` they are written to disk as they are computed, and memory holds those of one batch. An interrupted
+        extraction goes on where it was when it is called again with the same arguments, to the same bits; a finished
+        one is opened.
+
+        Parameters
+        ----------
+        samples : sequence
+            Of a text model texts, pairs of texts, or token ids (sequences of int) with their special tokens. Of an
+            image model an array (images, height, width, channels) or (images, channels, height, width), or a sequence
+            of such images of any sizes, uint8 or float from 0 to 1. Of an audio model the log-mel features of
+            recordings, float of shape (recordings, bins, frames).
+        taps : {"all", "all+last"} or sequence of int
+            Which states: 0 is the embeddings, i the output of layer i. "all" are those that a side network with the
+            last layer as its late one taps: 0 to num_layers - 1. "all+last" are all.
+        batch_size : int
+            Samples that are computed at a time; the results do not depend on it.
+        max_length : int, optional
+            Tokens that are kept of a text; the model's limit when None.
+        dtype : {"float32", "float16", "bfloat16", "int8"}
+            How the states are stored; bfloat16 as uint16, int8 with one scale a row.
+        progress : bool
+            Whether to show a progress bar, where tqdm is installed.
+        preprocessed : bool
+            Whether images are float as the model itself takes them. Otherwise they are resized, cropped and normalised
+            as the folder's preprocessor_config.json says.
+        out : str or path-like, optional
+            Folder to write to, made where it does not exist; otherwise the states are kept in memory.
+        late : int
+            How many of the last layers come with the features, in `Features.layers`, and are written with them.
+
+        Returns
+        -------
+        Features
+            In the order of the samples; of images one row a class token, register and patch, patches line by line.
+
+        Raises
+        ------
+        ImportError
+            Without the tokenizers package, unless `samples` are token ids; without the pillow package where images are
+            resized.
+        ValueError
+            Where a sample does not fit the model, or `out` holds features of other samples, another backbone, other
+            states or other settings.
+        RuntimeError
+            Where another process writes to `out`.
+        """
+        states = self._states(taps)
+        one_of(dtype, "dtype", DTYPES)
+        batch_size = whole_number(batch_size, "batch_size", 1)
+        read = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
+        sizes = self._sizes(read.sizes)
+        taps = [(dtype, self.channels[state]) for state in states]
+        facts = {
+            "source": {"backbone": self.fingerprint, "states": states},
+            "preprocessing": {"layers": self.num_layers, **read.preprocessing},
+            "layers": self.layers[self.num_layers - whole_number(late, "late", 0, self.num_layers) :],
+        }
+        fields = fields_of([sizes[state] for state in states])
+        if out is None:
+            sink = MemorySink(taps, fields, **facts)
+        else:
+            sink = DiskSink(out, taps, fields, **facts, inputs=read.fingerprint(), recipe={"batch_size": batch_size})
+        count = len(read.sizes)
+        with sink, progress_bar(flag(progress, "progress"), count, "extract", sink.samples) as bar, self._lock:
+            for start in range(sink.samples, count, batch_size):
+                stop = min(start + batch_size, count)
+                self._run(states, read.sizes[start:stop], read.inputs(start, stop), *sink.room(stop - start))
+                sink.take(stop - start)
+                bar.update(stop - start)
+            return sink.features()
+
+    def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False,
+               preprocessed=False):
+        """Compute one vector a sample: its last states, pooled.
+
+        Parameters
+        ----------
+        samples, batch_size, max_length, progress, preprocessed
+            As for `extract`.
+        how : {"mean", "first", "last", "max"}
+        normalize : bool
+            Whether to scale the vectors to length 1.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (samples, hidden_size)
+        """
+        flag(normalize, "normalize")
+        one_of(how, "how", ("mean", "first", "last", "max"))
+        features = self.extract(samples, [self.num_layers], batch_size=batch_size, max_length=max_length,
+                                progress=progress, preprocessed=preprocessed)
+        pooled = features.pooled(how=how)
+        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
+
+    def _read(self, samples, max_length, preprocessed):
+        if preprocessed and self.takes != "image":
+            raise ValueError(f"preprocessed goes with images, but the backbone takes {self.takes}")
+        if max_length is not None and self.takes != "text":
+            raise ValueError(f"max_length goes with texts, but the backbone takes {self.takes}")
+        if self.takes == "text":
+            return self._stem.read(samples, self._length(max_length))
+        return self._stem.read(samples, preprocessed) if self.takes == "image" else self._stem.read(samples)
+
+    def _sizes(self, first):
+        """Return what the states have, given the first: rows of each sample, or heights and widths."""
+        sizes = [first]
+        for layer in self.layers:
+            sizes.append(sizes[-1] if first.ndim == 1 else layer.output_sizes(sizes[-1]))
+        return sizes
+
+    def _run(self, states, sizes, inputs, stored, scales):
+        """Compute the states of some samples into arrays of their rows."""
+        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in stored]
+        space = offsets_of(sizes) if sizes.ndim == 1 else sizes
+        self._program(tuple(states)).forward(len(sizes), [None, space], inputs, [(sink, None) for sink in sinks])
+        for part, sink, scale in zip(stored, sinks, scales):
+            if scale is not None:
+                part[...], scale[...] = quantised(sink)
+
+    def _program(self, states):
+        if states not in self._programs:
+            graph = _core.Graph(self._store, False)
+            outputs = self._build(graph, max(states))
+            for state in states:
+                graph.output(outputs[state])
+            self._programs[states] = graph.compile(False)
+        return self._programs[states]
+
+    def _build(self, graph, depth):
+        """Add the stem and `depth` layers to a graph, and return all states."""
+        states = [self._stem.build(graph)]
+        for number, layer in enumerate(self.layers[:depth]):
+            states.append(layer._build(graph, f"layer.{number}.", states[-1:]))
+        if self._norm and depth == self.num_layers:
+            weights = [graph.parameter(f"norm.{name}", array.shape, "frozen", data=array)
+                       for name, array in self._norm.items()]
+            norm = graph.layer_norm if len(weights) > 1 else graph.rms_norm
+            states[-1] = norm(states[-1], *weights, self._eps)
+        return states
+
+    def _length(self, max_length):
+        return self.max_length if max_length is None else whole_number(max_length, "max_length", 1, self.max_length)
+
+    def _states(self, taps):
+        if isinstance(taps, str):
+            one_of(taps, "taps", ("all", "all+last"))
+            return list(range(self.num_layers + (taps == "all+last")))
+        if not hasattr(taps, "__iter__"):
+            raise TypeError(f"taps must be 'all', 'all+last' or a sequence of state numbers, got {taps!r}")
+        states = [whole_number(state, "taps", 0, self.num_layers) for state in taps]
+        if not states or len(set(states)) < len(states):
+            raise ValueError(f"taps must be different state numbers, at least one, got {states}")
+        return states

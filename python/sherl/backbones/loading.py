@@ -1,0 +1,101 @@
+"""What a backbone is made of, read from a folder or from an ONNX file."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..checks import one_of
+from .audio import AudioStem
+from .files import CONFIG, Tensors, read_config
+from .image import ImageStem
+from .onnx_weights import OnnxGraph, OnnxTensors
+from .reading import read_decoder, read_family, read_layers, read_norm, read_stem
+from .resnet import HUGGING_FACE, TORCH, read_onnx_resnet, read_resnet
+from .text import TextStem
+
+_STEMS = {"text": TextStem, "image": ImageStem, "audio": AudioStem}
+_RESNET = "ResNet"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a backbone.
+
+    Attributes
+    ----------
+    title : str
+        Of the family.
+    takes : {"text", "image", "audio"}
+    stem : TextStem, ImageStem, AudioStem or ResNetStem
+    layers : list of Block
+    decoder_layers : list of Block
+    norm : dict of str to numpy.ndarray
+        "weight" and, of a layer norm, "bias", of the norm after the last layer.
+    eps : float or None
+        Of that norm.
+    """
+
+    title: str
+    takes: str
+    stem: object
+    layers: list
+    decoder_layers: list = field(default_factory=list)
+    norm: dict = field(default_factory=dict)
+    eps: float | None = None
+
+
+def read_parts(path, tower):
+    """Return the parts of a backbone.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder, or an ONNX file.
+    tower : {"text", "image"} or None
+        Which one of a model with two.
+    """
+    folder = Path(path)
+    if folder.suffix == ".onnx":
+        return _read_onnx(path, folder.parent, tower)
+    if _is_torch_resnet(folder):
+        return _read_resnet(folder, TORCH, {}, tower)
+    config = read_config(folder)
+    if config.get("model_type") == "resnet":
+        return _read_resnet(folder, HUGGING_FACE, config, tower)
+    if "model_type" not in config and str(config.get("architecture")).startswith("resnet"):
+        return _read_resnet(folder, TORCH, {}, tower)
+    family, facts = read_family(config, folder / CONFIG, tower)
+    tensors = Tensors(folder)
+    tensors.choose_prefix(family.prefixes, next(iter(family.tensors.values()))[0])
+    return _of_family(family, facts, tensors, folder)
+
+
+def _is_torch_resnet(folder):
+    """Tell whether a folder holds nothing but a state dictionary by torchvision's names."""
+    return not (folder / CONFIG).exists() and folder.is_dir() and any(folder.glob("*.safetensors*")) and (
+        "layer1.0.conv1.weight" in Tensors(folder)
+    )
+
+
+def _read_resnet(folder, naming, config, tower):
+    one_of(tower, "tower", (None, "image"))
+    try:
+        return Parts(_RESNET, "image", *read_resnet(folder, Tensors(folder, told=""), naming, config))
+    except TypeError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def _read_onnx(path, folder, tower):
+    graph = OnnxGraph(path)
+    one_of(tower, "tower", (None, "image"))
+    if not OnnxTensors.fit(graph):
+        return Parts(_RESNET, "image", *read_onnx_resnet(graph, folder))
+    tensors = OnnxTensors(graph)
+    return _of_family(*read_family(tensors.config, path, tower), tensors, folder)
+
+
+def _of_family(family, facts, tensors, folder):
+    stem = _STEMS[family.stem](folder, facts, read_stem(family, facts, tensors))
+    return Parts(
+        family.title, family.stem, stem, read_layers(family.layers, facts, tensors),
+        read_decoder(family, facts, tensors), read_norm(family, facts, tensors), facts["eps"],
+    )  # fmt: skip
