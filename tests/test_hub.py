@@ -28,12 +28,12 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_a_backbone_of_the_hub(hub, tmp_path):
-    backbone = sherl.hub.load_backbone("someone/tiny", revision="v1", cache_dir=tmp_path / "cache", local_files_only=True)
+    backbone = sherl.hub.load_backbone("someone/tiny", revision="v1", cache_dir=tmp_path / "c", local_files_only=True)
     assert backbone.fingerprint == sherl.load_backbone(tmp_path / "model").fingerprint
     (name, options), = hub
     assert name == "someone/tiny"
     patterns = options.pop("allow_patterns")
-    assert options == {"revision": "v1", "cache_dir": tmp_path / "cache", "token": None, "local_files_only": True}
+    assert options == {"revision": "v1", "cache_dir": tmp_path / "c", "token": None, "local_files_only": True}
     assert "config.json" in patterns and not any(pattern.endswith((".bin", ".msgpack", "*")) for pattern in patterns)
 
 

@@ -40,7 +40,8 @@ def load_backbone(name, *, revision=None, cache_dir=None, token=None, local_file
     if not isinstance(name, str):
         raise TypeError(f"name must be text such as \"organisation/name\", got {type(name).__name__}")
     if name.count("/") != 1 or not all(name.split("/")):
-        raise ValueError(f"name must be of the form \"organisation/name\", got {name!r}; sherl.load_backbone takes folders")
+        raise ValueError(f"name must be of the form \"organisation/name\", got {name!r}; sherl.load_backbone takes "
+                         "folders")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

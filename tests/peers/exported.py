@@ -21,8 +21,8 @@ def layer(**settings):
 def frozen(block, seed=0):
     """The same layer with random weights that stay."""
     rng = np.random.default_rng([seed, 9])
-    made = type(block)(**block.settings)
-    made._frozen = {role: np.asarray(0.4 * rng.standard_normal(shape) + (role.endswith("norm_weight")), sherl.blocks.block._core.REAL)
+    made, block_core = type(block)(**block.settings), sherl.blocks.block._core
+    made._frozen = {role: (0.4 * rng.standard_normal(shape) + role.endswith("norm_weight")).astype(block_core.REAL)
                     for role, shape in block._shapes().items()}
     return made
 
@@ -42,7 +42,8 @@ NETWORKS = {
     "t5": lambda: (sherl.MTSA.t5(WIDTH, 3, 5), [frozen(t5_block()), t5_block(gated=True, activation="gelu_tanh")],
                    sherl.Regressor(WIDTH, 2, pool="mean")),
     "buckets behind": lambda: (
-        sherl.MTSA(4, WIDTH, 5), [layer(position_buckets=6, max_distance=7, bidirectional=False, causal=True, scale=0.4)],
+        sherl.MTSA(4, WIDTH, 5),
+        [layer(position_buckets=6, max_distance=7, bidirectional=False, causal=True, scale=0.4)],
         sherl.Classifier(WIDTH, 3, pool="last")),
     "llama": lambda: (
         sherl.MTSA(2, WIDTH, 5, down="gated"),

@@ -47,7 +47,6 @@ def test_a_file_predicts_the_same(name, tmp_path):
 
 
 def test_a_tap_of_zeros_has_no_direction(tmp_path):
-    made = make("max")  # of maps without norms, so that a row can become zero
     made = sherl.SideNetwork(sherl.MTSA(3, 16, 5, down="relu"), head=sherl.Regressor(16))
     taps, _ = samples_of(made)
     taps[0][:, 0] = -1
@@ -85,7 +84,7 @@ def test_networks_that_cannot_be_written(tmp_path):
 def token_model():
     """Embeddings, two maps with relu, and a pooled output, with a mask that only the last node reads."""
     rng = np.random.default_rng(0)
-    weights = {"table": rng.standard_normal((20, 6)), "w0": rng.standard_normal((6, 6)), "w1": rng.standard_normal((6, 6))}
+    weights = {name: rng.standard_normal((rows, 6)) for name, rows in (("table", 20), ("w0", 6), ("w1", 6))}
     constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["embedded"]),

@@ -38,7 +38,7 @@ LIMIT = 1e-4
 
 
 def close(found, expected, limit=LIMIT):
-    found, expected = (np.asarray(values.detach() if torch.is_tensor(values) else values) for values in (found, expected))
+    found, expected = (np.asarray(each.detach() if torch.is_tensor(each) else each) for each in (found, expected))
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= limit * max(1, np.abs(expected).max())
 
@@ -162,8 +162,9 @@ def test_training_with_dropout_repeats_itself_and_resumes(tmp_path, keep_threads
         def on_epoch_end(self, state):
             return state.epoch == 1
 
-    made.fit(taps, labels, mask, epochs=2, batch_size=300, progress=False, checkpoint=tmp_path / "b", callbacks=[Stop()])
-    made.fit(taps, labels, mask, epochs=2, batch_size=300, progress=False, resume_from=tmp_path / "b")
+    settings = {"epochs": 2, "batch_size": 300, "progress": False}
+    made.fit(taps, labels, mask, **settings, checkpoint=tmp_path / "b", callbacks=[Stop()])
+    made.fit(taps, labels, mask, **settings, resume_from=tmp_path / "b")
     assert same_bits(made.state_dict(), runs[0])
 
 
@@ -241,6 +242,17 @@ def test_a_late_module_of_images():
         close(made.state_dict()[name], value)
     close(made.forward(taps), native.forward(taps))
     assert made.memory_plan(batch_size=8, tokens=(2, 1)).workspace > 0
+
+
+@pytest.mark.parametrize("call", [None, masked])
+def test_a_module_is_given_no_more_than_a_block(call):
+    _, made = foreign(call=call)
+    rows = []
+    made.late[0].module.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape[:2].numel()))
+    lengths = np.where(np.arange(2000) % 100, 3, 300)
+    features = sherl.Features([np.zeros((lengths.sum(), FEATURES), np.float32)] * 3, lengths)
+    made.loss_and_gradients(features, np.arange(2000) % 2)
+    assert sum(rows) >= lengths.sum() and max(rows) <= (4096 if call else 2048)
 
 
 def test_a_failed_step_changes_nothing():
@@ -464,7 +476,10 @@ def test_gradients_of_a_plain_module(name):
 @pytest.mark.parametrize("call", [None, masked])
 def test_a_plain_module_of_a_late_module(call):
     native, made = foreign(call=call)
+    made.late[0].module.train()
     module = sherl.torch.to_torch(made)
+    assert made.late[0].module.training and not module.late[0].module.training
+    assert not any(each.requires_grad for each in module.late.parameters())
     for mask in (None, mask_of(), np.random.default_rng(0).random((12, 7)) < 0.5):
         if mask is not None:
             mask[:, 3] = True
@@ -491,8 +506,10 @@ def test_an_exported_program_runs_without_sherl(tmp_path):
 
 def bert_model():
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=50, hidden_size=FEATURES, num_hidden_layers=3, num_attention_heads=HEADS,
-                                     intermediate_size=64, max_position_embeddings=16)
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=FEATURES, num_hidden_layers=3, num_attention_heads=HEADS, intermediate_size=64,
+        max_position_embeddings=16,
+    )  # fmt: skip
     return transformers.BertModel(config, add_pooling_layer=False)
 
 

@@ -47,8 +47,8 @@ def to_onnx(network, path, mask=True):
         raise TypeError(f"network must be a SideNetwork, got {type(network).__name__}")
     for number, layer in enumerate(network.late):
         if isinstance(layer, ForeignLayer):
-            raise ValueError(f"late[{number}] is a module of PyTorch, which sherl cannot write as ONNX: use torch.onnx on "
-                             "what sherl.torch.to_torch gives")
+            raise ValueError(f"late[{number}] is a module of PyTorch, which sherl cannot write as ONNX: use torch.onnx "
+                             "on what sherl.torch.to_torch gives")
     writer = Writer(helper, numpy_helper)
     masked = flag(mask, "mask") and not network.early.images
     inputs = _inputs(network, masked)

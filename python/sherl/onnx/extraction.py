@@ -24,14 +24,14 @@ def extract(model, inputs, taps, *, mask="attention_mask", images="nchw", batch_
     model : str, path-like or bytes
         The model.
     inputs : dict of str to array_like, or iterable of such
-        All inputs by name, of one batch that is cut into pieces of `batch_size` samples; or batches, one after the other.
+        All inputs by name, of one batch that is cut into pieces of `batch_size` samples; or batches, one after another.
         Entries that the model has no input for are left out of the call: a mask for `mask` alone, say.
     taps : sequence of str
         Names of tensors, the guide last: outputs of any nodes. Tokens are (batch, tokens, channels), images have four
         dimensions; the last tap may be (batch, channels): the output of a tower.
     mask : str
-        Which entry tells the tokens that are meant, (batch, tokens) of 1 and 0. Tokens where it is 0 are left out of the
-        features, and so is the padding. Where there is none, all tokens count.
+        Which entry tells the tokens that are meant, (batch, tokens) of 1 and 0. Tokens where it is 0 are left out of
+        the features, and so is the padding. Where there is none, all tokens count.
     images : {"nchw", "nhwc"}
         How taps of four dimensions lie.
     batch_size : int
@@ -68,7 +68,8 @@ def extract(model, inputs, taps, *, mask="attention_mask", images="nchw", batch_
         for batch in batches:
             missing = [name for name in wanted if name not in batch]
             if missing:
-                raise ValueError(f"inputs must have {', '.join(missing)}, which the model reads, got {', '.join(batch)}")
+                raise ValueError(f"inputs must have {', '.join(missing)}, which the model reads, got "
+                                 f"{', '.join(batch)}")
             states = session.run(names, {name: np.asarray(batch[name]) for name in wanted})
             parts.add(states, batch.get(mask))
             bar.update(1)

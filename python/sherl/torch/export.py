@@ -1,5 +1,7 @@
 """Trained networks as plain modules of PyTorch."""
 
+import copy
+
 import torch
 
 from ..blocks.bottleneck import Bottleneck
@@ -22,7 +24,8 @@ def to_torch(network):
     -------
     sherl.torch.plain.Network
         In evaluation mode; ``outputs = module(taps, mask=None, positions=None)``. Its weights are copies under sherl's
-        names; those of frozen late layers are buffers. Its classes are in one file that needs PyTorch alone.
+        names; those of frozen late layers are buffers, or do not ask for gradients. Its classes are in one file that
+        needs PyTorch alone.
     """
     if not isinstance(network, SideNetwork):
         raise TypeError(f"network must be a SideNetwork, got {type(network).__name__}")
@@ -33,7 +36,7 @@ def to_torch(network):
 
 def _late(layer):
     if isinstance(layer, ForeignLayer):
-        return plain.Foreign(layer.module, layer.call, layer.images)
+        return plain.Foreign(copy.deepcopy(layer.module).requires_grad_(False), layer.call, layer.images)
     return _part(plain.Bottleneck if isinstance(layer, Bottleneck) else plain.Layer, layer)
 
 

@@ -22,8 +22,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
             progress=False):
     """Run a module over batches and keep the outputs of some of its submodules.
 
-    The module runs as it is, on its device, in evaluation mode and without gradients; afterwards its modes are those that
-    they were.
+    The module runs as it is, on its device, in evaluation mode and without gradients; afterwards its modes are as before.
 
     Parameters
     ----------
@@ -34,8 +33,8 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
         list argument by argument, anything else as the one argument. Tensors are moved to the module's device.
     taps : sequence of str
         Names of submodules, as `named_modules` gives them, whose outputs are the taps, the guide last. An output is a
-        tensor, a sequence that begins with one, or has ``last_hidden_state``; a name that ends in ``":input"`` stands for
-        what the submodule was given first. Tokens are (batch, tokens, channels), images have four dimensions; the last
+        tensor, a sequence that begins with one, or has ``last_hidden_state``; a name that ends in ``":input"`` stands
+        for what the submodule was given first. Tokens are (batch, tokens, channels), images have four dimensions; the last
         tap may be (batch, channels): the output of a tower.
     late : sequence of str
         Names of the submodules that are to be late layers.
@@ -62,7 +61,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
     Raises
     ------
     ValueError
-        Where the module has no submodule of a name, one did not run, or ran twice; or where outputs do not fit each other.
+        Where the module has no submodule of a name, one did not run or ran twice, or outputs do not fit each other.
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")

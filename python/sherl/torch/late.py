@@ -12,6 +12,8 @@ from .tensors import first_tensor, real_array, to_array, weights_of
 
 __all__ = ["Late"]
 
+PADDED_ROWS = 4096  # that a module gets at once with its padding, unless one sample has more
+
 
 class Late(ForeignLayer):
     """Frozen module of PyTorch as a late layer of a `SideNetwork`.
@@ -31,9 +33,9 @@ class Late(ForeignLayer):
     out_features : int, optional
         Channels of its output; `features` when None.
     call : callable, optional
-        ``call(module, x, mask)`` in place of ``module(x)``, where more than the states must be given: `mask`, bool of shape
-        (batch, tokens), tells the tokens of each sample, whose rows come first, padded with zeros. Without it samples
-        of one length are computed together and nothing is padded, so that no mask is needed.
+        ``call(module, x, mask)`` in place of ``module(x)``, where more than the states must be given: `mask`, bool of
+        shape (batch, tokens), tells the tokens of each sample, whose rows come first, padded with zeros. Without it
+        samples of one length are computed together and nothing is padded, so that no mask is needed.
     images : {"nchw", "nhwc"}
         How the module wants images, and gives them.
 
@@ -137,7 +139,8 @@ class Late(ForeignLayer):
         if not fits or output.shape[0] != group.shape[0] or output.shape[-1] != self.out_features:
             wanted = (f"images of {self.out_features} channels in the layout {self.images!r}" if images else
                       f"shape {(*group.shape, self.out_features)}")
-            raise ValueError(f"the late layer {type(self.module).__name__} must give {wanted}, got {tuple(output.shape)}")
+            raise ValueError(f"the late layer {type(self.module).__name__} must give {wanted}, got "
+                             f"{tuple(output.shape)}")
         return given, output
 
     def _pull(self, x, groups, runs, dy):
@@ -179,13 +182,24 @@ class _Group:
 def _groups(segments, padded):
     lengths = np.diff(segments.offsets)
     if padded and segments.sizes is None:
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        return [_Group(segments, np.arange(len(lengths)), mask.shape, mask)]
+        return _padded_groups(segments, lengths)
     kinds = lengths[:, None] if segments.sizes is None else segments.sizes
     shapes, inverse = np.unique(kinds, axis=0, return_inverse=True)
     groups = [np.flatnonzero(inverse.ravel() == number) for number in range(len(shapes))]
     return [_Group(segments, samples, (len(samples), *map(int, shape)), None)
             for samples, shape in zip(groups, shapes)]
+
+
+def _padded_groups(segments, lengths):
+    """Cut samples, sorted by length, into groups that take no more than `PADDED_ROWS` rows with their padding."""
+    order, groups = np.argsort(-lengths, kind="stable"), []
+    while len(order):
+        longest = lengths[order[0]]
+        chosen = np.sort(order[: max(1, PADDED_ROWS // longest)])
+        order = order[len(chosen) :]
+        mask = np.arange(longest) < lengths[chosen][:, None]
+        groups.append(_Group(segments, chosen, mask.shape, mask))
+    return groups
 
 
 def _rows_of(segments, samples):

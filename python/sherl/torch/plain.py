@@ -1,6 +1,7 @@
 """Side networks in plain PyTorch, padded, as `to_torch` makes them. This file needs PyTorch alone.
 
-Weights have the names that sherl gives them; `mask` is bool of shape (batch, tokens), True where a row is meant, or None.
+Weights have the names that sherl gives them; `mask` is bool of shape (batch, tokens), True where a row is meant, or
+None.
 """
 
 import math

@@ -58,9 +58,9 @@ class SideModule(torch.nn.Module):
         Parameters
         ----------
         *inputs : torch.Tensor
-            Of a network the taps, or one list of them, or `Features`; of an MTSA the taps; of another block x. Shapes are
-            those that the block takes: (batch, tokens, channels), or images (batch, height, width, channels). They may
-            ask for gradients; `Features` do not.
+            Of a network the taps, or one list of them, or `Features`; of an MTSA the taps, and `last` where it is not
+            the last of them; of another block x. Shapes are those that the block takes: (batch, tokens, channels), or
+            images (batch, height, width, channels). They may ask for gradients; `Features` do not.
         mask : torch.Tensor or array_like, shape (batch, tokens), optional
             1 where a row is meant.
         positions : torch.Tensor or array_like of int, shape (batch,), optional

@@ -73,8 +73,8 @@ class Chain:
             losses.append(self.second.gradient(
                 block.samples, spaces, sources, outputs and [self._output(block, offsets, sink) for sink in outputs],
                 cotangents=cotangents and [self._output(block, offsets, source) for source in cotangents],
-                input_gradients=[(gradient, None), *[None] * (len(sources) - 1)], add=add or block.number > 0, seed=seed,
-                step=block.step,
+                input_gradients=[(gradient, None), *[None] * (len(sources) - 1)], add=add or block.number > 0,
+                seed=seed, step=block.step,
             ))
             for pull in reversed(pulls):
                 gradient = pull(gradient)
@@ -108,10 +108,12 @@ class Chain:
             segments = layer._segments(segments)
         reports = [self.first.memory(block.samples, block.spaces(offsets)),
                    self.second.memory(block.samples, _spaces_of(segments))]
-        once = ("parameters", "frozen_weights", "lanes", "workers", "tile_rows")  # of the store, and of one program at a time
+        # Of the store that both share, and of one program at a time.
+        once = ("parameters", "frozen_weights", "lanes", "workers", "tile_rows")
         whole = {key: max(report[key] for report in reports) if key in once else sum(report[key] for report in reports)
                  for key in reports[0]}
-        return {**whole, "gradients": whole["lanes"] * sum(report["gradients"] // report["lanes"] for report in reports)}
+        lane = sum(report["gradients"] // report["lanes"] for report in reports)
+        return {**whole, "gradients": whole["lanes"] * lane}
 
     def least_memory(self, samples, offsets):
         raise ValueError("memory_budget must be None with late layers that are computed outside sherl, whose memory it "
