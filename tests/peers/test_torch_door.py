@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.vit.modeling_vit import ViTLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from exported import NETWORKS, make, samples_of  # noqa: E402
@@ -551,15 +552,64 @@ def test_taps_of_a_transformer():
 def test_a_transformer_from_extraction_to_training():
     model = bert_model()
     features, layers = sherl.torch.extract(model, token_batches(), NAMES, late=["encoder.layer.2"])
-    assert (layers[0].features, layers[0].out_features) == (FEATURES, FEATURES)
     weights = {name: value.numpy() for name, value in model.encoder.layer[2].state_dict().items()}
     native = sherl.TransformerLayer.from_bert(weights, HEADS)
+    assert layers[0].fingerprint == native.fingerprint
     labels = np.arange(8) % 2
     losses = []
-    for layer in (layers[0], native):
+    for layer in (sherl.torch.Late(model.encoder.layer[2], FEATURES), native):
         net = sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), [layer], sherl.Classifier(FEATURES, 2))
         losses.append(net.fit(features, labels, epochs=2, batch_size=4, progress=False).step_losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+class Torchvision(nn.Module):
+    """A bottleneck with the parts and names of torchvision's."""
+
+    def __init__(self, weights, stride=1):
+        super().__init__()
+        width, features = weights["conv1.weight"].shape[:2]
+        outputs = len(weights["conv3.weight"])
+        self.stride = stride
+        self.conv1, self.bn1 = nn.Conv2d(features, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if "downsample.0.weight" in weights:
+            self.downsample = nn.Sequential(nn.Conv2d(features, outputs, 1, stride, bias=False),
+                                            nn.BatchNorm2d(outputs))
+        self.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
+
+    def forward(self, x):
+        z = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(z)) + (x if self.downsample is None else self.downsample(x)))
+
+
+def late_of(module, x):
+    """What `extract` makes of a module as a late layer."""
+    _, (layer,) = sherl.torch.extract(nn.Sequential(nn.Identity(), module), [x], ["0"], late=["1"])
+    return layer
+
+
+def test_layers_that_sherl_knows_run_in_its_core():
+    x, pixels = torch.randn(2, 5, FEATURES), torch.randn(2, 24, 6, 6)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": FEATURES, "num_attention_heads": HEADS, "intermediate_size": 48}
+    vit = ViTLayer(transformers.ViTConfig(**sizes, hidden_act="gelu_pytorch_tanh", attn_implementation="eager"))
+    layer = late_of(vit, x)
+    assert isinstance(layer, sherl.TransformerLayer) and vit.training
+    with torch.no_grad():
+        close(layer(x.numpy()), vit.eval()(x))
+    assert np.shares_memory(layer._frozen["up_weight"], vit.mlp.fc1.weight.detach().numpy())
+    block = Torchvision(bottleneck_weights(24, 6, 14, shortcut=True), stride=2)
+    layer = late_of(block, pixels)
+    assert isinstance(layer, sherl.Bottleneck) and layer.stride == 2
+    with torch.no_grad():
+        close(layer(pixels.permute(0, 2, 3, 1).numpy()), block.eval()(pixels).permute(0, 2, 3, 1))
+    block.forward = lambda x: F.gelu(x)  # the names of a bottleneck, and something else
+    assert isinstance(late_of(block, pixels), sherl.torch.Late)
+    assert isinstance(late_of(vit.bfloat16(), x.bfloat16()), sherl.torch.Late)
+    assert isinstance(late_of(nn.Linear(FEATURES, 4), x), sherl.torch.Late)
 
 
 def convolutions(channels=(4, 6, 8)):

@@ -9,6 +9,7 @@ from ..checks import flag, one_of
 from ..features.features import read_sequence
 from ..features.parts import TapParts
 from ..training.progress import progress_bar
+from .known import own_layer
 from .late import Late, fingerprint_of
 from .tensors import first_tensor, to_array
 
@@ -22,7 +23,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
             progress=False):
     """Run a module over batches and keep the outputs of some of its submodules.
 
-    The module runs as it is, on its device, in evaluation mode and without gradients; afterwards its modes are as before.
+    The module runs as it is, on its device, in evaluation mode and without gradients; its modes come back afterwards.
 
     Parameters
     ----------
@@ -34,10 +35,11 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
     taps : sequence of str
         Names of submodules, as `named_modules` gives them, whose outputs are the taps, the guide last. An output is a
         tensor, a sequence that begins with one, or has ``last_hidden_state``; a name that ends in ``":input"`` stands
-        for what the submodule was given first. Tokens are (batch, tokens, channels), images have four dimensions; the last
-        tap may be (batch, channels): the output of a tower.
+        for what the submodule was given first. Tokens are (batch, tokens, channels), images have four dimensions; the
+        last tap may be (batch, channels): the output of a tower.
     late : sequence of str
-        Names of the submodules that are to be late layers.
+        Names of the submodules that are to be late layers. What sherl knows (layers of BERT, ViT and their kin in
+        transformers, bottlenecks of ResNets) becomes a layer of its own that shares the weights; else it is a `Late`.
     mask : str or callable
         Which entry of a batch that is a dictionary tells the tokens that are meant, (batch, tokens) of 1 and 0; or a
         function ``mask(batch) -> tensor or None``. Tokens where it is 0 are left out of the features, and so is the
@@ -55,7 +57,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
     -------
     Features
         In the order of the batches. Their source is the module's fingerprint and the names of the taps.
-    list of Late
+    list of TransformerLayer, Bottleneck or Late
         Only where `late` names some; in their order.
 
     Raises
@@ -87,14 +89,14 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
                 states = hooks.of(lambda batch=batch: _call(module, _moved(batch, device), call))
                 parts.add([to_array(state) for state in states], _mask_of(batch, mask))
                 bar.update(1)
+        features = parts.features({"backbone": fingerprint_of(module), "states": names})
+        layers = [own_layer(layers_of[name]) or Late(layers_of[name], *hooks.widths(name, images), images=images)
+                  for name in late]
     finally:
         hooks.remove()
         for part, mode in modes.items():
             part.training = mode
-    features = parts.features({"backbone": fingerprint_of(module), "states": names})
-    if not late:
-        return features
-    return features, [Late(layers_of[name], *hooks.widths(name, images), images=images) for name in late]
+    return (features, layers) if late else features
 
 
 class _Hooks:
