@@ -210,30 +210,49 @@ def test_a_dual_encoder_with_a_late_module():
         assert [step.gradient_norm for step in steps[1:]] == pytest.approx([steps[0].gradient_norm] * 2, rel=1e-3)
 
 
-class Block(nn.Module):
-    """A ResNet bottleneck as torchvision has it, from the weights of `small.bottleneck_weights`."""
+class Torchvision(nn.Module):
+    """A bottleneck with the parts and names of torchvision's."""
 
-    def __init__(self, weights):
+    def __init__(self, weights, stride=1):
         super().__init__()
-        self.weights = weights
-        for name, value in weights.items():
-            self.register_buffer(name.replace(".", "_"), torch.from_numpy(value))
+        width, features = weights["conv1.weight"].shape[:2]
+        outputs = len(weights["conv3.weight"])
+        self.stride = stride
+        self.conv1, self.bn1 = nn.Conv2d(features, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if "downsample.0.weight" in weights:
+            self.downsample = nn.Sequential(nn.Conv2d(features, outputs, 1, stride, bias=False),
+                                            nn.BatchNorm2d(outputs))
+        self.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
 
     def forward(self, x):
-        def mapped(z, number, **window):
-            z = F.conv2d(z, getattr(self, f"conv{number}_weight"), **window)
-            return F.batch_norm(z, *(getattr(self, f"bn{number}_{leaf}") for leaf in
-                                     ("running_mean", "running_var", "weight", "bias")))
-
-        z = F.relu(mapped(F.relu(mapped(x, 1)), 2, padding=1))
-        return F.relu(mapped(z, 3) + x)
+        z = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(z)) + (x if self.downsample is None else self.downsample(x)))
 
 
-def test_a_late_module_of_images():
-    native = image_network()
-    late = sherl.torch.Late(Block(bottleneck_weights()), 24)
-    made = sherl.SideNetwork(sherl.MTSA(**native.early.settings), [late], sherl.Classifier(24, 2, pool="mean"))
-    made.load_state_dict(native.state_dict())
+class ChannelsLast(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("images", ["nchw", "nhwc"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_late_module_of_images(images, stride):
+    weights = bottleneck_weights(24, 6, 14, shortcut=True)
+    block = Torchvision(weights, stride)
+    layers = [sherl.Bottleneck.from_resnet(weights, stride=stride),
+              sherl.torch.Late(block if images == "nchw" else ChannelsLast(block), 24, 14, images=images)]
+    adapter = image_network().early
+    native, made = (sherl.SideNetwork(sherl.MTSA(**adapter.settings), [layer], sherl.Classifier(14, 2, pool="mean"))
+                    for layer in layers)
+    made.load_state_dict({**native.state_dict(), "early.gate": np.full(1, 0.1, np.float32)})
+    native.load_state_dict(made.state_dict())
     taps, labels = image_problem()
     close(made.forward(taps), native.forward(taps))
     step, expected = (net.stepper(optimizer="sgd", learning_rate=0.05) for net in (made, native))
@@ -242,7 +261,10 @@ def test_a_late_module_of_images():
     for name, value in native.state_dict().items():
         close(made.state_dict()[name], value)
     close(made.forward(taps), native.forward(taps))
-    assert made.memory_plan(batch_size=8, tokens=(2, 1)).workspace > 0
+    plan, wanted = (net.memory_plan(batch_size=8, tokens=(2, 1)) for net in (made, native))
+    assert plan.optimizer == wanted.optimizer and plan.parameters == wanted.parameters
+    with torch.no_grad():
+        close(sherl.torch.to_torch(made)([torch.from_numpy(tap) for tap in taps]), native.forward(taps))
 
 
 @pytest.mark.parametrize("call", [None, masked])
@@ -252,8 +274,13 @@ def test_a_module_is_given_no_more_than_a_block(call):
     made.late[0].module.register_forward_pre_hook(lambda module, given: rows.append(given[0].shape[:2].numel()))
     lengths = np.where(np.arange(2000) % 100, 3, 300)
     features = sherl.Features([np.zeros((lengths.sum(), FEATURES), np.float32)] * 3, lengths)
-    made.loss_and_gradients(features, np.arange(2000) % 2)
-    assert sum(rows) >= lengths.sum() and max(rows) <= (4096 if call else 2048)
+    labels, held = np.arange(2000) % 2, []
+    for samples in (1000, 2000):
+        rows.clear()
+        made.loss_and_gradients(features[:samples], labels[:samples])
+        assert sum(rows) >= lengths[:samples].sum() and max(rows) <= (4096 if call else 2048)
+        held.append(made._programs.loss_gradient(False).nbytes)
+    assert held[1] == held[0]  # of the core: it does not grow with the batch
 
 
 def test_a_failed_step_changes_nothing():
@@ -331,6 +358,20 @@ def test_gradients_of_a_side_module(name):
                 values.append(module(*taps, **others).sum().item())
                 flat[place] -= step
             assert found[place] == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.usefixtures("double_core")
+@pytest.mark.parametrize("call", [None, lambda module, x, mask: module(x)])
+def test_gradients_through_a_late_module(call):
+    torch.manual_seed(0)
+    late = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 6)).double()
+    made = sherl.SideNetwork(sherl.MTSA(2, 6, 4, down="gated"), [sherl.torch.Late(late, 6, call=call)],
+                             sherl.Classifier(6, 2, pool="mean"))
+    made.load_state_dict({**made.state_dict(), "early.gate": np.full(1, 0.05)})
+    module = sherl.torch.SideModule(made)
+    taps = [torch.randn(3, 4, 6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    mask = np.arange(4) < np.array([[4], [2], [3]])
+    assert torch.autograd.gradcheck(lambda *taps: module(*taps, mask=mask), taps, eps=1e-6, atol=1e-6)
 
 
 def test_a_side_module_shares_its_parameters():
@@ -561,28 +602,6 @@ def test_a_transformer_from_extraction_to_training():
         net = sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), [layer], sherl.Classifier(FEATURES, 2))
         losses.append(net.fit(features, labels, epochs=2, batch_size=4, progress=False).step_losses)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-class Torchvision(nn.Module):
-    """A bottleneck with the parts and names of torchvision's."""
-
-    def __init__(self, weights, stride=1):
-        super().__init__()
-        width, features = weights["conv1.weight"].shape[:2]
-        outputs = len(weights["conv3.weight"])
-        self.stride = stride
-        self.conv1, self.bn1 = nn.Conv2d(features, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.downsample = None
-        if "downsample.0.weight" in weights:
-            self.downsample = nn.Sequential(nn.Conv2d(features, outputs, 1, stride, bias=False),
-                                            nn.BatchNorm2d(outputs))
-        self.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
-
-    def forward(self, x):
-        z = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-        return F.relu(self.bn3(self.conv3(z)) + (x if self.downsample is None else self.downsample(x)))
 
 
 def late_of(module, x):
