@@ -1,5 +1,6 @@
 """Estimators in scikit-learn: its own checks, pipelines, searches over processes, clones, pickles; and what they learn."""
 
+import fcntl
 import os
 import pickle
 import subprocess
@@ -177,6 +178,8 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="patience"):
         SherlClassifier(patience=2).fit(features, labels)
     model = SherlClassifier(**FAST).fit(features, labels)
+    with pytest.raises(TypeError, match="late must be"):
+        SherlClassifier(late=frozen_layer()).fit(features, labels)
     with pytest.raises(ValueError, match="taps must be 3 arrays, got 2"):
         model.predict(features.select([0, 1]))
 
@@ -281,6 +284,57 @@ def test_a_search_over_a_pipeline_of_texts(folder, jobs):
     search = GridSearchCV(model, {"sherlclassifier__hidden": [2, 8]}, cv=2, n_jobs=jobs).fit(TEXTS, LABELS)
     assert search.score(TEXTS, LABELS) == 1
     assert pickle.loads(pickle.dumps(search.best_estimator_)).predict(["a bad film"]) == [0]
+
+
+def test_a_cache_keeps_each_set_of_samples_once(folder, tmp_path, monkeypatch):
+    transformer = FrozenFeatures(folder, dtype="int8", cache=tmp_path / "cache")
+    plain = FrozenFeatures(folder, dtype="int8").transform(TEXTS)
+    first = transformer.transform(TEXTS)
+    assert first.fingerprint == plain.fingerprint
+    ran = []
+    monkeypatch.setattr(type(sherl.load_backbone(folder)), "_run", lambda *given: ran.append(given))
+    assert transformer.transform(np.array(TEXTS)).fingerprint == plain.fingerprint and not ran
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    monkeypatch.undo()
+    for other in ({"taps": [0]}, {"dtype": "float16"}, {"max_length": 4}):
+        clone(transformer).set_params(**other).transform(TEXTS)
+    transformer.transform(TEXTS[::-1])
+    assert len(list((tmp_path / "cache").iterdir())) == 5
+
+
+def test_a_cache_shared_by_processes(folder, tmp_path):
+    scores = []
+    for cache, jobs in ((tmp_path, 2), (None, 1)):
+        model = make_pipeline(FrozenFeatures(folder, cache=cache), SherlClassifier(late="features", pool="first", **FAST))
+        search = GridSearchCV(model, {"sherlclassifier__hidden": [2, 4, 8, 16]}, cv=2, n_jobs=jobs).fit(TEXTS, LABELS)
+        scores.append(search.cv_results_["split1_test_score"])
+    np.testing.assert_array_equal(*scores)
+    assert len(list(tmp_path.iterdir())) == 2  # the folds, which hold the same texts, and the whole
+
+
+def test_a_cache_waits_for_another_writer(folder, tmp_path, monkeypatch):
+    import sherl.sklearn as module
+
+    transformer = FrozenFeatures(folder, cache=tmp_path)
+    wanted = transformer.transform(TEXTS).fingerprint
+    (entry,) = tmp_path.iterdir()
+    for file in entry.iterdir():
+        file.unlink()
+    with (entry / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waits = []
+        monkeypatch.setattr(module.time, "sleep", lambda seconds: waits.append(seconds) or (
+            fcntl.flock(lock, fcntl.LOCK_UN) if len(waits) == 2 else None))
+        assert transformer.transform(TEXTS).fingerprint == wanted
+    assert len(waits) == 2
+
+
+def test_late_layers_that_came_with_the_features(folder):
+    features = FrozenFeatures(folder).transform(TEXTS)
+    layers = sherl.load_backbone(folder).layers[-1:]
+    models = [SherlClassifier(late=late, **FAST).fit(features, LABELS) for late in ("features", layers)]
+    assert same_bits(*(model.network_.state_dict() for model in models))
+    assert len(models[0].network_.late) == 1
 
 
 def test_a_loaded_backbone_is_shared_by_clones(folder):

@@ -1,6 +1,9 @@
 """Estimators for scikit-learn: a classifier, a regressor, and a transformer of samples to frozen features."""
 
 import copy
+import hashlib
+import json
+import time
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +21,7 @@ except ImportError:
 from .backbones import load_backbone
 from .blocks import MTSA, Classifier, Regressor
 from .features import Features
+from .features.writer import BeingWritten
 from .network import SideNetwork
 
 __all__ = ["FrozenFeatures", "SherlClassifier", "SherlRegressor"]
@@ -88,7 +92,10 @@ class _SherlEstimator(_Shared):
         hidden = max(8, max(features.channels) // 8) if self.hidden is None else self.hidden
         early = MTSA(len(features.channels), features.channels, hidden, down=self.down, guidance=self.guidance,
                      up_norm=self.up_norm, dropout=self.dropout)
-        late = [copy.deepcopy(layer) if layer.trainable else layer for layer in self.late]
+        late = features.layers if isinstance(self.late, str) and self.late == "features" else self.late
+        if isinstance(late, str) or not hasattr(late, "__iter__"):
+            raise TypeError(f"late must be a sequence of layers or \"features\", got {late!r:.80}")
+        late = [copy.deepcopy(layer) if getattr(layer, "trainable", False) else layer for layer in late]
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
@@ -125,9 +132,9 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
     ----------
     hidden : int, optional
         Channels after the down maps; an eighth of those of the widest tap, and 8 at least, when None.
-    late : sequence of TransformerLayer or Bottleneck
-        Late layers, such as ``backbone.layers[-1:]``. Clones of the estimator share them; those that are trained are
-        copied by `fit`.
+    late : sequence of TransformerLayer or Bottleneck, or "features"
+        Late layers, such as ``backbone.layers[-1:]``; or those that came with the features, `Features.layers`. Clones of
+        the estimator share them; those that are trained are copied by `fit`.
     pool : {"mean", "first", "last", "max", "position"}
         How a sample's rows become one, as for `sherl.Classifier`.
     down, guidance, up_norm, dropout
@@ -334,14 +341,20 @@ class FrozenFeatures(TransformerMixin, _Shared):
         processes.
     taps, dtype, batch_size, max_length, progress
         As for the backbone's `extract`.
+    cache : str or path-like, optional
+        Folder in which the states of each set of samples are kept, on disk, for the next time that they are asked for: by
+        another candidate of a search, in another process, or tomorrow. What another process computes is waited for.
+        Nothing is ever removed from it.
     """
 
-    def __init__(self, backbone, taps="all", *, dtype="float32", batch_size=128, max_length=None, progress=False):
+    def __init__(self, backbone, taps="all", *, dtype="float32", batch_size=128, max_length=None, cache=None,
+                 progress=False):
         self.backbone = backbone
         self.taps = taps
         self.dtype = dtype
         self.batch_size = batch_size
         self.max_length = max_length
+        self.cache = cache
         self.progress = progress
 
     def __sklearn_tags__(self):
@@ -380,8 +393,16 @@ class FrozenFeatures(TransformerMixin, _Shared):
         if not hasattr(backbone, "extract"):
             backbone = _loaded(str(backbone), _stamp(backbone))
         samples = X.to_numpy() if hasattr(X, "to_numpy") else X
-        return backbone.extract(samples, self.taps, batch_size=self.batch_size, max_length=self.max_length,
-                                dtype=self.dtype, progress=self.progress)
+        out = None
+        if self.cache is not None:
+            settings = [backbone.fingerprint, self.taps, self.dtype, self.max_length, self.batch_size]
+            out = Path(self.cache) / _fingerprint(settings, samples)
+        while True:
+            try:
+                return backbone.extract(samples, self.taps, batch_size=self.batch_size, max_length=self.max_length,
+                                        dtype=self.dtype, progress=self.progress, out=out)
+            except BeingWritten:
+                time.sleep(0.1)
 
 
 def _features_of(X):
@@ -392,6 +413,18 @@ def _features_of(X):
         raise ValueError("X must have shape (samples, channels), (samples, taps, channels) or "
                          f"(samples, taps, rows, channels), got {X.shape}")
     return Features([X] if X.ndim == 2 else list(X.swapaxes(0, 1)), np.ones(len(X), np.int64))
+
+
+def _fingerprint(settings, samples):
+    """Return the SHA-256 of settings and samples, in hexadecimal."""
+    digest = hashlib.sha256(repr([list(value) if isinstance(value, tuple) else value for value in settings]).encode())
+    for sample in samples:
+        array = np.asarray(sample)
+        if array.dtype.kind in "OU":
+            digest.update(json.dumps(array.tolist()).encode())
+        else:
+            digest.update(repr((array.dtype.str, array.shape)).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=2)
