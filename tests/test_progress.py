@@ -5,6 +5,7 @@ import contextlib
 import pytest
 import tqdm.auto
 from small import FEATURES, network, problem, taps_of
+from tiny_bert import write_tiny_bert
 
 import sherl
 
@@ -56,6 +57,13 @@ def test_inference(bars):
     net.explain(taps, mask)
     assert bars() == {"evaluate": (40, 40), "explain": (40, 40)}
     assert all(bar.delay > 1 for bar in Bar.made)  # seldom seen: most calls are short
+
+
+def test_extraction(bars, tmp_path):
+    backbone = sherl.load_backbone(write_tiny_bert(tmp_path))
+    backbone.extract(["a film"] * 5, batch_size=2, progress=True)
+    backbone.encode(["a film"] * 5, batch_size=2, progress=True)
+    assert [(bar.description, bar.count, bar.total) for bar in Bar.made] == [("extract", 5, 5)] * 2
 
 
 def test_sweep(bars):

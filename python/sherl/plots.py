@@ -106,17 +106,22 @@ def frontier(results, x="parameters", y=None, *, batch_size=32, tokens=128):
     if x == "memory":
         costs /= MIB
     best = _front(costs, sign * gains)
+    others = np.setdiff1d(np.arange(len(results)), best)
     figure, (axis,) = _figure(1, 6.8, 4.2)
     axis.step(costs[best], gains[best], where="post", color="C0", linewidth=1.5, zorder=1)
-    others = np.setdiff1d(np.arange(len(results)), best)
     axis.scatter(costs[others], gains[others], color="0.65", zorder=2, label="beaten by another")
     axis.scatter(costs[best], gains[best], color="C0", zorder=3, label="best for its cost")
-    _spread_out(axis, costs, gains, [str(point["name"]) for point in results], set(best.tolist()))
-    axis.set_xlabel("memory of training (MiB)" if x == "memory" else x)
+    _scale_costs(axis, costs)
+    axis.set_xlabel("memory of training (MiB)" if x == "memory" else x.replace("_", " "))
     axis.set_ylabel(y.replace("_", " "))
     axis.grid(alpha=0.3)
     if len(others):
-        axis.legend(loc="best", fontsize=9)
+        axis.legend(loc="lower right" if sign > 0 else "upper right", fontsize=9)
+    for points, color in ((best, "black"), (others, "0.45")):
+        for number in points:
+            axis.annotate(str(results[number]["name"]), (costs[number], gains[number]), (0, 0), fontsize=8,
+                          color=color, textcoords="offset points")
+    _place_names(figure, axis, np.column_stack([costs, gains]), rising=sign > 0, needed=len(best))
     return figure
 
 
@@ -257,15 +262,39 @@ def _front(costs, gains):
     return np.array(best)
 
 
-def _spread_out(axis, costs, gains, names, bold):
-    """Write names beside points, above or below by turns where they would meet."""
-    rank = np.argsort(np.argsort(costs, kind="stable"), kind="stable")
-    for number, name in enumerate(names):
-        above = rank[number] % 2 == 0
-        axis.annotate(name, (costs[number], gains[number]), (0, 6 if above else -6), textcoords="offset points",
-                      ha="center", va="bottom" if above else "top", fontsize=8,
-                      color="black" if number in bold else "0.45")
-    axis.margins(0.12, 0.14)
+def _scale_costs(axis, costs):
+    """Write costs out, on a logarithmic scale where they span more than a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.margins(0.1, 0.12)
+    if costs.min() > 0 and costs.max() >= 10 * costs.min():
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.xaxis.set_major_formatter("{x:,.10g}")
+
+
+def _place_names(figure, axis, points, rising, needed):
+    """Move the names of points to where they meet neither each other nor a point; hide those that have no room.
+
+    The first `needed` ones are not hidden. The line is stepped, so that there is room to the right of its points on the
+    side that it turns away from, and to the left on the other.
+    """
+    figure.draw_without_rendering()  # settles where the axes are
+    renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent()
+    dots, taken = axis.transData.transform(points), []
+    for number, text in enumerate(axis.texts):
+        for row, right in ((row, right) for row in range(3) for right in (True, False)):
+            above, distance = right != rising, 5 + 11 * row
+            text.set(position=(6 if right else -6, distance if above else -distance), ha="left" if right else "right",
+                     va="bottom" if above else "top")
+            box = text.get_window_extent(renderer).padded(1)
+            inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+            if inside and not box.count_overlaps(taken) and not box.padded(3).count_contains(dots):
+                taken.append(box)
+                break
+        else:
+            text.set_visible(number < needed)
 
 
 def _figure(panels, width, height):

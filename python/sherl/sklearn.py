@@ -12,9 +12,9 @@ import numpy as np
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin, clone
     from sklearn.model_selection import train_test_split
-    from sklearn.utils import check_random_state, check_X_y, column_or_1d, compute_class_weight
+    from sklearn.utils import check_consistent_length, check_random_state, check_X_y, column_or_1d, compute_class_weight
     from sklearn.utils.multiclass import check_classification_targets, type_of_target
-    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+    from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError:
     raise ImportError("sherl.sklearn needs the scikit-learn package, 1.6 or later: pip install 'sherl[sklearn]'") from None
 
@@ -96,9 +96,8 @@ class _SherlEstimator(_Shared):
         if isinstance(late, str) or not hasattr(late, "__iter__"):
             raise TypeError(f"late must be a sequence of layers or \"features\", got {late!r:.80}")
         late = [copy.deepcopy(layer) if getattr(layer, "trainable", False) else layer for layer in late]
-        weights = None
-        if sample_weight is not None:
-            weights = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
+        weights = None if sample_weight is None else column_or_1d(sample_weight, dtype=np.float64)
+        check_consistent_length(features, weights)
         held_out, kept = None, slice(None)
         if self.validation_fraction is not None:
             kept, held_out = train_test_split(np.arange(len(features)), test_size=self.validation_fraction,

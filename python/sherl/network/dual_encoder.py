@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields
+from html import escape
 from pathlib import Path
 
 from .. import _core, losses
@@ -282,6 +283,9 @@ class DualEncoder:
 
     def __repr__(self):
         return f"DualEncoder, {loss_name(self.loss)}\na: {self.a!r}\nb: {self.b!r}"
+
+    def _repr_html_(self):
+        return f"DualEncoder, {escape(loss_name(self.loss))}{self.a._repr_html_()}{self.b._repr_html_()}"
 
     # Disk.
 
