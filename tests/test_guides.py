@@ -63,3 +63,18 @@ def test_images_and_towers():
     assert names["features"].sizes[3].tolist() == [[1, 2], [2, 1]]
     assert sherl.MTSA.resnet()(names["features"]).channels == [2048]
     assert names["out"].shape == (3, 512)
+
+
+def test_scikit_learn():
+    names = run("how-to-scikit-learn.md")
+    assert names["search"].best_score_ > 0.7  # by chance a half
+    assert names["network"].early.hidden == names["search"].best_params_["hidden"]
+
+
+def test_looking_inside():
+    names = run("how-to-look-inside.md")
+    told = names["told"]
+    assert told.weights[:, 1:3].mean() > told.weights[:, [0, 3]].mean()  # the labels are made of taps 1 and 2
+    assert names["per_text"].shape == (100, 4)
+    for figure in ("course", "layers", "errors", "memory", "front"):
+        assert names[figure]._repr_png_().startswith(b"\x89PNG")

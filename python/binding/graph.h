@@ -23,6 +23,7 @@ extern const char *const base_names[]; /* by sherl_base */
 
 /* Methods that add whole blocks. */
 PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_mtsa_features(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_head(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_embedder(GraphObject *self, PyObject *args, PyObject *keywords);

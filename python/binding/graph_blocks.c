@@ -32,51 +32,92 @@ static size_t *parse_windows(PyObject *sequence, size_t count) {
     return windows;
 }
 
-PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords) {
+/* What `mtsa` and `mtsa_features` take. */
+typedef struct mtsa_arguments {
     const char *prefix;
+    sherl_value last, *taps;
+    size_t count, *windows;
+    sherl_mtsa_settings settings;
+} mtsa_arguments;
+
+static void free_mtsa_arguments(mtsa_arguments *given) {
+    PyMem_Free(given->taps);
+    PyMem_Free(given->windows);
+}
+
+/* False with an exception set; otherwise to be freed. */
+static bool parse_mtsa_arguments(const char *function, PyObject *args, PyObject *keywords, mtsa_arguments *given) {
     PyObject *sequence, *window_sequence = NULL;
-    sherl_value last;
     int down = SHERL_DOWN_LAYER_NORM, guidance = SHERL_GUIDANCE_TOKEN, up_norm = SHERL_NORM_NONE;
     int base = SHERL_BASE_FIRST;
-    sherl_mtsa_settings settings = {.eps = 1e-8, .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .momentum = 0.1,
-                                    .gate_temperature = 0.1, .position = SHERL_NONE};
-    argument arguments[] = {text_argument("prefix", &prefix),
+    *given = (mtsa_arguments){.settings = {.eps = 1e-8, .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .momentum = 0.1,
+                                           .gate_temperature = 0.1, .position = SHERL_NONE}};
+    sherl_mtsa_settings *settings = &given->settings;
+    argument arguments[] = {text_argument("prefix", &given->prefix),
                             object_argument("taps", &sequence),
-                            handle_argument("last", &last),
-                            count_argument("hidden", 1, &settings.hidden),
-                            count_argument("out_features", 1, &settings.out_features),
+                            handle_argument("last", &given->last),
+                            count_argument("hidden", 1, &settings->hidden),
+                            count_argument("out_features", 1, &settings->out_features),
                             optional(choice_argument("down", down_names, &down)),
                             optional(choice_argument("guidance", guidance_names, &guidance)),
                             optional(choice_argument("up_norm", up_norm_names, &up_norm)),
-                            optional(real_argument("eps", &settings.eps)),
-                            optional(real_argument("down_norm_eps", &settings.down_norm_eps)),
-                            optional(real_argument("up_norm_eps", &settings.up_norm_eps)),
-                            optional(real_argument("momentum", &settings.momentum)),
-                            optional(real_argument("dropout", &settings.dropout)),
-                            optional(real_argument("gate_temperature", &settings.gate_temperature)),
+                            optional(real_argument("eps", &settings->eps)),
+                            optional(real_argument("down_norm_eps", &settings->down_norm_eps)),
+                            optional(real_argument("up_norm_eps", &settings->up_norm_eps)),
+                            optional(real_argument("momentum", &settings->momentum)),
+                            optional(real_argument("dropout", &settings->dropout)),
+                            optional(real_argument("gate_temperature", &settings->gate_temperature)),
                             or_none(object_argument("windows", &window_sequence)),
                             optional(choice_argument("base", base_names, &base)),
-                            optional(flag_argument("gated_base", &settings.gated_base)),
-                            or_none(handle_argument("position", &settings.position))};
-    if (!parse_arguments("mtsa", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
-    settings.down = (sherl_down)down;
-    settings.guidance = (sherl_guidance_kind)guidance;
-    settings.up_norm = (sherl_norm)up_norm;
-    settings.base = (sherl_base)base;
-    sherl_value *taps;
-    size_t count, *windows = NULL;
-    if (!parse_handles("taps", sequence, &taps, &count)) return NULL;
-    if (window_sequence && !(windows = parse_windows(window_sequence, count))) {
-        PyMem_Free(taps);
-        return NULL;
+                            optional(flag_argument("gated_base", &settings->gated_base)),
+                            or_none(handle_argument("position", &settings->position))};
+    if (!parse_arguments(function, args, keywords, arguments, LENGTH(arguments), 3)) return false;
+    settings->down = (sherl_down)down;
+    settings->guidance = (sherl_guidance_kind)guidance;
+    settings->up_norm = (sherl_norm)up_norm;
+    settings->base = (sherl_base)base;
+    if (!parse_handles("taps", sequence, &given->taps, &given->count)) return false;
+    if (window_sequence && !(given->windows = parse_windows(window_sequence, given->count))) {
+        PyMem_Free(given->taps);
+        return false;
     }
-    settings.windows = windows;
+    settings->windows = given->windows;
+    return true;
+}
+
+PyObject *graph_mtsa(GraphObject *self, PyObject *args, PyObject *keywords) {
+    mtsa_arguments given;
+    if (!parse_mtsa_arguments("mtsa", args, keywords, &given)) return NULL;
     core_lock(self->parameters->state);
-    sherl_value value = sherl_mtsa(self->graph, prefix, taps, count, last, &settings);
+    sherl_value value = sherl_mtsa(self->graph, given.prefix, given.taps, given.count, given.last, &given.settings);
     core_unlock(self->parameters->state);
-    PyMem_Free(taps);
-    PyMem_Free(windows);
+    free_mtsa_arguments(&given);
     return graph_result(self, value);
+}
+
+PyObject *graph_mtsa_features(GraphObject *self, PyObject *args, PyObject *keywords) {
+    mtsa_arguments given;
+    if (!parse_mtsa_arguments("mtsa_features", args, keywords, &given)) return NULL;
+    sherl_value *features = PyMem_Calloc(given.count + 1, sizeof *features);
+    if (!features) {
+        free_mtsa_arguments(&given);
+        return PyErr_NoMemory();
+    }
+    core_lock(self->parameters->state);
+    size_t count = sherl_mtsa_features(self->graph, given.prefix, given.taps, given.count, given.last, &given.settings,
+                                       features);
+    core_unlock(self->parameters->state);
+    free_mtsa_arguments(&given);
+    PyObject *list = count ? PyList_New((Py_ssize_t)count) : graph_result(self, SHERL_NONE);
+    for (size_t i = 0; list && i < count; i++) {
+        PyObject *handle = graph_result(self, features[i]);
+        if (handle)
+            PyList_SET_ITEM(list, (Py_ssize_t)i, handle);
+        else
+            Py_CLEAR(list);
+    }
+    PyMem_Free(features);
+    return list;
 }
 
 PyObject *graph_head(GraphObject *self, PyObject *args, PyObject *keywords) {

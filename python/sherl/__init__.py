@@ -1,6 +1,6 @@
 """sherl: train SHERL side networks on the hidden states of frozen backbones."""
 
-from . import _core, losses
+from . import _core, losses, plots
 from .backbones import load_backbone
 from .blocks import (
     MTSA,
@@ -16,7 +16,7 @@ from .blocks import (
 )
 from .configuration import get_num_threads, set_num_threads, show_config
 from .features import Features
-from .network import DualEncoder, SideNetwork
+from .network import DualEncoder, Explanation, SideNetwork
 from .training import Callback, History, StopTraining
 from .training.sweep import SweepResult, grid, sweep
 
@@ -30,6 +30,7 @@ __all__ = [
     "Detector",
     "DualEncoder",
     "Embedding",
+    "Explanation",
     "Features",
     "History",
     "Regressor",
@@ -44,6 +45,7 @@ __all__ = [
     "grid",
     "load_backbone",
     "losses",
+    "plots",
     "set_num_threads",
     "show_config",
     "sweep",

@@ -329,6 +329,11 @@ typedef struct sherl_mtsa_settings {
 sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
                        sherl_value last, const sherl_mtsa_settings *settings);
 
+/* The first part of the same: the features that the guidance weighs, and their guide as the last of them. `features` has
+ * room for count + 1; returns how many there are, or 0. */
+size_t sherl_mtsa_features(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
+                           sherl_value last, const sherl_mtsa_settings *settings, sherl_value *features);
+
 /* Weight and bias of a linear map or of a norm. */
 typedef struct sherl_map_weights {
     const sherl_real *weight, *bias;

@@ -123,17 +123,24 @@ static sherl_value up(const sherl_block *block, sherl_value g, const sherl_mtsa_
     return sherl_dropout(block->graph, y, settings->dropout);
 }
 
+size_t sherl_mtsa_features(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
+                           sherl_value last, const sherl_mtsa_settings *settings, sherl_value *features) {
+    if (!check_settings(graph, count, settings)) return 0;
+    sherl_block block = {.graph = graph, .prefix = prefix};
+    down_all(&block, taps, count, features, settings);
+    if (settings->guidance == SHERL_GUIDANCE_SPATIAL) count = guide_spatially(&block, features, count, last, settings);
+    return graph->status ? 0 : count;
+}
+
 /* out = up(g) + tanh(gate / T) last; with spatial guidance up(g) + last */
 sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
                        sherl_value last, const sherl_mtsa_settings *settings) {
-    if (!check_settings(graph, count, settings)) return SHERL_NONE;
-    sherl_block block = {.graph = graph, .prefix = prefix};
-    bool spatial = settings->guidance == SHERL_GUIDANCE_SPATIAL;
     sherl_value features[SHERL_MAX_INPUTS];
-    down_all(&block, taps, count, features, settings);
-    if (spatial) count = guide_spatially(&block, features, count, last, settings);
+    count = sherl_mtsa_features(graph, prefix, taps, count, last, settings, features);
+    if (count == 0) return SHERL_NONE;
+    sherl_block block = {.graph = graph, .prefix = prefix};
     sherl_value y = up(&block, guide(&block, features, count, settings), settings);
-    if (spatial) return sherl_add(graph, y, last);
+    if (settings->guidance == SHERL_GUIDANCE_SPATIAL) return sherl_add(graph, y, last);
     sherl_parameter gate = sherl_block_parameter(&block, "", SHERL_NONE, "gate", SHERL_VECTOR, 1, SHERL_INIT_ZEROS);
     return sherl_gated_residual(graph, y, last, gate, settings->gate_temperature);
 }

@@ -385,12 +385,19 @@ class MTSA(Block):
             raise ValueError(f"taps[{self.taps}], the tower's output, must have one row a sample: (batch, channels)")
 
     def _build(self, graph, prefix, inputs):
+        return self._added(graph.mtsa, prefix, inputs)
+
+    def _build_features(self, graph, prefix, inputs):
+        """Add the down maps to a graph, and return the features that the guidance weighs, and their guide."""
+        return self._added(graph.mtsa_features, prefix, inputs)
+
+    def _added(self, add, prefix, inputs):
         taps, (last, *position) = inputs[: self.taps], inputs[self.taps :]
         if self.base == "first":
             base = {"base": "first"}
         else:
             base = {"base": "position", "position": position[0]} if position else {"base": "last"}
-        return graph.mtsa(
+        return add(
             prefix, taps, last, hidden=self.hidden, out_features=self.out_features, down=self.down,
             guidance=self.guidance, up_norm=self.up_norm or "none", eps=self.eps, down_norm_eps=self.down_norm_eps,
             up_norm_eps=self.up_norm_eps, momentum=self.momentum, dropout=self.dropout,

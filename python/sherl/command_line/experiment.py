@@ -132,7 +132,7 @@ def run_experiment(backbone, train, dev, settings, console, folder=None):
             seed=settings.seed,
         )
     unit.restore(network)
-    scores = _scores(network.predict(features[1]), dev.targets, settings)
+    scores = _scores(network.predict(features[1], progress=console.progress), dev.targets, settings)
     results.append(Result("SHERL", scores, network.num_parameters(), training.seconds, training.memory))
     interrupted = history.stopped == "interrupt"
     if interrupted:

@@ -72,10 +72,10 @@ def predicted_rows(backbone, network, task, texts, progress=False):
             chunk = texts[start : start + _CHUNK]
             features = backbone.extract(chunk, taps="all", max_length=task.max_length, dtype="float16")
             if task.classes:
-                for probabilities in network.predict_proba(features):
+                for probabilities in network.predict_proba(features, progress=False):
                     best = int(probabilities.argmax())
                     yield task.classes[best], round(float(probabilities[best]), 6)
             else:
-                for value in network.predict(features):
+                for value in network.predict(features, progress=False):
                     yield (round(float(value), 6),)
             bar.update(len(chunk))

@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from ..checks import count_of, one_of, whole_number
+from ..html import html_table
 from . import disk
 from .rows import (
     Batch,
@@ -277,6 +278,8 @@ class Features:
 
     def __getitem__(self, index):
         """Select samples by number, slice, index array or bool array; rows are not copied."""
+        if isinstance(index, tuple) and len(index) == 2 and index[1] is Ellipsis:  # as scikit-learn indexes arrays
+            index = index[0]
         if isinstance(index, (int, np.integer)) and not isinstance(index, (bool, np.bool_)):
             index = [index]
         every = np.arange(len(self._offsets) - 1) if self._samples is None else self._samples
@@ -290,14 +293,28 @@ class Features:
         positions = None if self._positions is None else np.ascontiguousarray(self._positions[index])
         return self._with(samples=chosen, positions=positions)
 
+    @property
+    def shape(self):
+        """(samples,): what is indexed, as scikit-learn asks for it."""
+        return (len(self),)
+
     def __repr__(self):
-        lengths = self.lengths
-        span = f"{lengths.min()}" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
         channels = " ".join(map(str, dict.fromkeys(self.channels)))
         return (
-            f"Features({count_of(len(self), 'sample')} of {span} rows, {count_of(len(self._arrays), 'tap')} of "
+            f"Features({self._counted()}, {count_of(len(self._arrays), 'tap')} of "
             f"{channels} channels, {' '.join(dict.fromkeys(self._elements))}, {self.nbytes / 2**20:.1f} MiB)"
         )
+
+    def _repr_html_(self):
+        rows = [(f"tap {number}", width, element)
+                for number, (width, element) in enumerate(zip(self.channels, self.dtypes))]
+        title = f"Features: {self._counted()}, {self.nbytes / 2**20:,.1f} MiB"
+        return html_table(title, ("", "channels", "type"), rows)
+
+    def _counted(self):
+        lengths = self.lengths
+        span = f"{lengths.min()}" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
+        return f"{count_of(len(self), 'sample')} of {span} rows"
 
     def select(self, taps):
         """Take some of the taps.

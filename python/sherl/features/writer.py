@@ -33,6 +33,10 @@ PART_BYTES = 64 << 20  # of all taps together, after which what was written is m
 _PARTIAL = ".part"
 
 
+class BeingWritten(RuntimeError):
+    """Raised where another process writes into the folder."""
+
+
 class StoreWriter:
     """Writes the rows of samples, in order, into a folder of features. A context: it holds the folder's lock.
 
@@ -234,7 +238,7 @@ def _take_lock(folder):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise RuntimeError(f"{folder} is being written by another process") from None
+        raise BeingWritten(f"{folder} is being written by another process") from None
     except BaseException:
         os.close(descriptor)
         raise

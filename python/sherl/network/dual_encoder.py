@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import fields
+from html import escape
 from pathlib import Path
 
 from .. import _core, losses
 from ..blocks.embedding import Embedding
 from ..blocks.weights import LoadReport
-from ..checks import write_files
+from ..checks import flag, write_files
 from ..training.average import averaged_weights
 from ..training.dual import DualFit, DualStepper, Pairs
 from ..training.metrics import retrieval
@@ -145,12 +146,12 @@ class DualEncoder:
 
     # Embeddings and scores.
 
-    def embed_a(self, taps, mask=None, *, batch_size=BATCH_SIZE, dtype=None):
+    def embed_a(self, taps, mask=None, *, batch_size=BATCH_SIZE, dtype=None, progress=True):
         """Embed samples of the first kind.
 
         Parameters
         ----------
-        taps, mask, batch_size, dtype
+        taps, mask, batch_size, dtype, progress
             As for `SideNetwork.forward`.
 
         Returns
@@ -158,19 +159,23 @@ class DualEncoder:
         numpy.ndarray of float32, shape (samples, channels)
             Without the scale of a learned temperature.
         """
-        return self.a.head._embedding(self.a.forward(taps, mask, batch_size=batch_size, dtype=dtype))
+        outputs = self.a.forward(taps, mask, batch_size=batch_size, dtype=dtype, progress=progress)
+        return self.a.head._embedding(outputs)
 
-    def embed_b(self, taps, mask=None, *, batch_size=BATCH_SIZE, dtype=None):
+    def embed_b(self, taps, mask=None, *, batch_size=BATCH_SIZE, dtype=None, progress=True):
         """Embed samples of the second kind, as `embed_a` does those of the first."""
-        return self.b.head._embedding(self.b.forward(taps, mask, batch_size=batch_size, dtype=dtype))
+        outputs = self.b.forward(taps, mask, batch_size=batch_size, dtype=dtype, progress=progress)
+        return self.b.head._embedding(outputs)
 
-    def evaluate(self, taps_a, taps_b, pairs=None, *, mask_a=None, mask_b=None, dtype=None):
+    def evaluate(self, taps_a, taps_b, pairs=None, *, mask_a=None, mask_b=None, dtype=None, progress=True):
         """Score retrieval in both directions, by the products of all embeddings with all.
 
         Parameters
         ----------
         taps_a, taps_b, pairs, mask_a, mask_b, dtype
             As for `fit`.
+        progress : bool
+            As for `SideNetwork.forward`.
 
         Returns
         -------
@@ -179,11 +184,12 @@ class DualEncoder:
         """
         labelled = Pairs(self, taps_a, taps_b, pairs, mask_a, mask_b, dtype)
         with self._lock:
-            a, b = self._outputs(labelled.a, labelled.b)
+            a, b = self._outputs(labelled.a, labelled.b, "evaluate" if flag(progress, "progress") else None)
         return retrieval(a @ b.T, labelled.pairs)
 
-    def _outputs(self, a, b):
-        return outputs_of(self.a, a, BATCH_SIZE), outputs_of(self.b, b, BATCH_SIZE)
+    def _outputs(self, a, b, progress):
+        return tuple(outputs_of(tower, features, BATCH_SIZE, progress=progress)
+                     for tower, features in ((self.a, a), (self.b, b)))
 
     def _read_validation(self, validation, dtype):
         if validation is None:
@@ -277,6 +283,9 @@ class DualEncoder:
 
     def __repr__(self):
         return f"DualEncoder, {loss_name(self.loss)}\na: {self.a!r}\nb: {self.b!r}"
+
+    def _repr_html_(self):
+        return f"DualEncoder, {escape(loss_name(self.loss))}{self.a._repr_html_()}{self.b._repr_html_()}"
 
     # Disk.
 

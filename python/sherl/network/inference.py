@@ -13,13 +13,14 @@ from ..training import scoring
 from ..training.budget import read_budget
 from ..training.labelled import Labelled
 from ..training.metrics import default_metrics
+from .explanation import BATCH_SIZE, explain
 
 
 class Inference:
     """The part of a network that leaves its weights as they are."""
 
     def forward(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-                dtype=None):
+                dtype=None, progress=True):
         """Compute the outputs of the head.
 
         Parameters
@@ -39,28 +40,31 @@ class Inference:
             Bound on trained weights and workspace, as for `fit`.
         dtype : {None, "bfloat16"}
             How to take uint16.
+        progress : bool
+            Whether to show a progress bar where it takes more than two seconds and tqdm is installed.
 
         Returns
         -------
         numpy.ndarray of float32, shape (samples, classes or outputs)
             Of a head with an output for every row (batch, tokens, outputs), or Features where `taps` are.
         """
-        return self.head._arranged(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype))
+        return self.head._arranged(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype, progress))
 
-    def _outputs(self, taps, mask, positions, batch_size, memory_budget, dtype):
+    def _outputs(self, taps, mask, positions, batch_size, memory_budget, dtype, progress):
         """Return the outputs in the order of the rows, and the layout of these."""
         features = self._features(taps, mask, positions, dtype)
         with self._lock:
-            outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
+            outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget),
+                                         _description(progress, "predict"))
         return outputs, Layout(taps, features)
 
     def predict(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-                dtype=None):
+                dtype=None, progress=True):
         """Predict class numbers, or numbers.
 
         Parameters
         ----------
-        taps, mask, positions, batch_size, memory_budget, dtype
+        taps, mask, positions, batch_size, memory_budget, dtype, progress
             As for `forward`.
 
         Returns
@@ -71,15 +75,15 @@ class Inference:
             with -100 where the mask is 0, or of Features a list of one array a sample; of a span predictor int64
             (samples, 2).
         """
-        return self.head._predict(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype))
+        return self.head._predict(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype, progress))
 
     def predict_proba(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-                      dtype=None):
+                      dtype=None, progress=True):
         """Compute class probabilities.
 
         Parameters
         ----------
-        taps, mask, positions, batch_size, memory_budget, dtype
+        taps, mask, positions, batch_size, memory_budget, dtype, progress
             As for `forward`.
 
         Returns
@@ -92,15 +96,15 @@ class Inference:
         TypeError
             Where the head is not a classifier.
         """
-        return self.head._chances(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype))
+        return self.head._chances(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype, progress))
 
     def evaluate(self, taps, labels, mask=None, *, positions=None, metrics=None, sample_weight=None,
-                 batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None):
+                 batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None, progress=True):
         """Compute the mean loss and metrics.
 
         Parameters
         ----------
-        taps, mask, positions, batch_size, memory_budget, dtype
+        taps, mask, positions, batch_size, memory_budget, dtype, progress
             As for `forward`.
         labels : array_like
             As for `fit`.
@@ -118,15 +122,16 @@ class Inference:
         labelled = Labelled(self, taps, labels, mask, positions, sample_weight, dtype)
         functions = scoring.metric_functions(metrics, self.head.task)
         with self._lock:
-            return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget))
+            return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget),
+                                     _description(progress, "evaluate"))
 
     def score(self, taps, labels, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-              dtype=None):
+              dtype=None, progress=True):
         """Compute the first of the task's metrics: accuracy, or Pearson's correlation.
 
         Parameters
         ----------
-        taps, labels, mask, positions, batch_size, memory_budget, dtype
+        taps, labels, mask, positions, batch_size, memory_budget, dtype, progress
             As for `evaluate`.
 
         Returns
@@ -135,7 +140,27 @@ class Inference:
         """
         name = default_metrics(self.head.task)[0]
         return self.evaluate(taps, labels, mask, positions=positions, metrics=name, batch_size=batch_size,
-                             memory_budget=memory_budget, dtype=dtype)[name]
+                             memory_budget=memory_budget, dtype=dtype, progress=progress)[name]
+
+    def explain(self, taps, mask=None, *, positions=None, batch_size=BATCH_SIZE, dtype=None, progress=True):
+        """Tell which taps the network uses: how its adapter weighs them row by row, and how redundant they are.
+
+        Parameters
+        ----------
+        taps, mask, positions, dtype, progress
+            As for `forward`.
+        batch_size : int
+            Samples that are computed at a time; the results do not depend on it.
+
+        Returns
+        -------
+        Explanation
+            Of every row that the mask leaves; of images of every pixel of the last tap; with spatial guidance of every
+            sample.
+        """
+        features = self._features(taps, mask, positions, dtype)
+        with self._lock:
+            return explain(self, features, batch_size, flag(progress, "progress"))
 
     def loss_and_gradients(self, taps, labels, mask=None, *, positions=None, training=False, sample_weight=None, seed=0,
                            dtype=None):
@@ -266,6 +291,10 @@ class Inference:
 
     def _read_gradients(self, program):
         return {name: program.parameter_gradient(name) for name in trainable_names(self._programs.store)}
+
+
+def _description(progress, text):
+    return text if flag(progress, "progress") else None
 
 
 def _named(source):

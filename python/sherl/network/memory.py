@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import plots
 from ..checks import one_of, whole_number
 from ..features.rows import Batch, pixels_of
+from ..html import html_table
 from ..training.budget import read_budget
 from ..training.optimizers import MOMENTS
 
@@ -65,10 +67,31 @@ class MemoryPlan:
         """
         return {kind: getattr(self, kind) for kind in (*_KINDS, "total")}
 
+    def plot(self):
+        """Draw the parts as bars.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ImportError
+            Without the matplotlib package.
+        """
+        return plots.memory_plan(self)
+
+    def _repr_html_(self):
+        sizes = self.to_dict()
+        rows = [(kind.replace("_", " "), f"{size / MIB:,.2f} MiB") for kind, size in sizes.items()]
+        return html_table(self._title(), ("part", "size"), rows, len(rows) - 1)
+
     def __repr__(self):
         lines = [f"  {kind.replace('_', ' '):15}{size / MIB:10.2f} MiB" for kind, size in self.to_dict().items()]
-        where = f"MemoryPlan: {self.workers} x tiles of up to {self.tile_rows} rows at a time, {self.lanes} gradient lanes"
-        return "\n".join([where, *lines])
+        return "\n".join([self._title(), *lines])
+
+    def _title(self):
+        return f"MemoryPlan: {self.workers} x tiles of up to {self.tile_rows} rows at a time, {self.lanes} gradient lanes"
 
 
 _KINDS = ("frozen_weights", "parameters", "gradients", "optimizer", "workspace", "blas")
@@ -117,9 +140,22 @@ def _sample(early, tokens):
     return Batch(own[-1].offsets, None, own=own)
 
 
+SUMMARY_HEADER = ("block", "kind", "input", "output", "parameters", "")
+
+
 def summary(network):
     """Return a table of a network's blocks."""
-    rows = [("block", "kind", "input", "output", "parameters", "")]
+    rows = [SUMMARY_HEADER, *summary_rows(network)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:>{width}}" if column in (2, 3, 4) else f"{cell:{width}}"
+                       for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
+    rule = "-" * max(map(len, lines))
+    return "\n".join([lines[0], rule, *lines[1:], rule, counted(network)])
+
+
+def summary_rows(network):
+    """Return the cells of `summary`, a row for each block."""
+    rows = []
     for name, block in network._blocks():
         widths = [channels for _, channels in block._inputs()]
         taps = widths[:-1] if name == "early" else widths
@@ -127,9 +163,10 @@ def summary(network):
         count = block.num_parameters(trainable_only=False)
         rows.append((name, type(block).__name__, entering, str(block.out_features), f"{count:,}",
                      "" if block.trainable else "frozen"))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(f"{cell:>{width}}" if column in (2, 3, 4) else f"{cell:{width}}"
-                       for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows]
-    rule = "-" * max(map(len, lines))
+    return rows
+
+
+def counted(network):
+    """Return a sentence on the number of parameters."""
     trained, total = network.num_parameters(), network.num_parameters(trainable_only=False)
-    return "\n".join([lines[0], rule, *lines[1:], rule, f"{trained:,} of {total:,} parameters are trained"])
+    return f"{trained:,} of {total:,} parameters are trained"

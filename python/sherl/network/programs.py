@@ -52,6 +52,15 @@ class Programs:
         """Return the program from taps, labels and weights to the loss and its gradient."""
         return self._program(training=training, gradient=True, loss=True, output=False)
 
+    def consolidation(self):
+        """Return the program from taps to the features that the early block's guidance weighs, and their guide."""
+        if "consolidation" not in self._compiled:
+            graph = _core.Graph(self.store, False)
+            for value in self._early._build_features(graph, "early.", self._early._declare_in_network(graph, False)):
+                graph.output(value)
+            self._compiled["consolidation"] = graph.compile(False)
+        return self._compiled["consolidation"]
+
     @contextmanager
     def bounded(self, program, budget, features):
         """Bound what the network holds while one of its programs runs.

@@ -10,6 +10,7 @@ from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..blocks.weights import load_state, read_state
 from ..checks import flag, one_of, seed_number
+from ..html import html_table
 from ..training.fit import Fit, read_validation
 from ..training.labelled import Labelled
 from ..training.optimizers import NO_DECAY, OptimizerSettings
@@ -388,6 +389,10 @@ class SideNetwork(Inference):
 
     def __repr__(self):
         return f"SideNetwork\n{self.summary()}"
+
+    def _repr_html_(self):
+        title = f"SideNetwork: {memory.counted(self)}"
+        return html_table(title, memory.SUMMARY_HEADER, memory.summary_rows(self))
 
     # Disk.
 

@@ -243,12 +243,12 @@ class DualFit(Fit):
 
     def _validate(self):
         with self.network._lock, self._averaged():
-            return dual_scores(self.network, self.validation, self.batch_size)
+            return dual_scores(self.network, self.validation, self.batch_size, "validation" if self.progress else None)
 
 
-def dual_scores(network, labelled, batch_size):
+def dual_scores(network, labelled, batch_size, progress):
     """Return the loss, its mean over batches of pairs in order, and the scores of retrieval."""
-    a, b = network._outputs(labelled.a, labelled.b)
+    a, b = network._outputs(labelled.a, labelled.b, progress)
     losses = []
     for index in batches(len(labelled), batch_size):
         numbers = labelled.pairs[index]

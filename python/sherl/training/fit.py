@@ -171,11 +171,12 @@ class Fit:
             self._write_checkpoint()
 
     def _validate(self):
-        budget = self.stepper.budget
+        budget, progress = self.stepper.budget, "validation" if self.progress else None
         with self.network._lock, self._averaged():
             if self.loss is None:
-                return scores_of(self.network, self.validation, self.metrics, BATCH_SIZE, budget)
-            return own_scores_of(self.network, self.validation, self.metrics, self.loss, self.batch_size, budget)
+                return scores_of(self.network, self.validation, self.metrics, BATCH_SIZE, budget, progress)
+            return own_scores_of(self.network, self.validation, self.metrics, self.loss, self.batch_size, budget,
+                                 progress)
 
     def _judge(self, value):
         """Keep the weights where the epoch is the best yet; end the training where the best is too long ago."""

@@ -3,7 +3,9 @@
 import copy
 import math
 
+from .. import plots
 from ..checks import count_of
+from ..html import html_table
 
 __all__ = ["History"]
 
@@ -62,10 +64,31 @@ class History:
             setattr(history, name, copy.deepcopy(values[name]))
         return history
 
-    def __repr__(self):
-        count = len(self.step_losses)
+    def plot(self):
+        """Draw the course: losses by step and by epoch, and the metrics of the validation.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ImportError
+            Without the matplotlib package.
+        """
+        return plots.history(self)
+
+    def _title(self):
         ended = f", ended by {self.stopped}" if self.stopped else ""
-        title = f"History: {count_of(len(self.epochs), 'epoch')}, {count_of(count, 'step')}{ended}"
+        return f"History: {count_of(len(self.epochs), 'epoch')}, {count_of(len(self.step_losses), 'step')}{ended}"
+
+    def _repr_html_(self):
+        names = list(self.epochs[0]) if self.epochs else []
+        rows = [[entry.get(name) for name in names] for entry in self.epochs]
+        return html_table(self._title(), names, rows, None if self.best_epoch is None else self.best_epoch - 1)
+
+    def __repr__(self):
+        title = self._title()
         if not self.epochs:
             return title
         names = list(self.epochs[0])

@@ -50,7 +50,7 @@ def f1(predictions, targets):
     float
         Between 0 and 1; nan in the binary case where neither array holds a 1.
     """
-    confusion, ids = _confusion(predictions, targets)
+    confusion, ids = count_confusion(predictions, targets)
     in_both = np.diagonal(confusion)
     in_either = confusion.sum(axis=0) + confusion.sum(axis=1)
     scores = 2.0 * in_both / in_either
@@ -72,7 +72,7 @@ def matthews_correlation(predictions, targets):
     float
         Between -1 and 1; nan where the predictions or the targets are all one class.
     """
-    confusion, _ = _confusion(predictions, targets)
+    confusion, _ = count_confusion(predictions, targets)
     samples = confusion.sum()
     if confusion.sum(axis=0).max() == samples or confusion.sum(axis=1).max() == samples:
         return float("nan")
@@ -285,7 +285,7 @@ def _paired(predictions, targets, kinds, expected):
     return pair
 
 
-def _confusion(predictions, targets):
+def count_confusion(predictions, targets):
     """Return the counts by (target, prediction), and the sorted ids that occur in either."""
     predictions, targets = (values.tolist() for values in _classes(predictions, targets))
     ids = sorted({int(number) for number in predictions + targets})

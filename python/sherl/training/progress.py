@@ -1,5 +1,7 @@
 """A progress bar where tqdm is installed, and nothing where it is not."""
 
+PATIENCE = 2.0  # seconds that pass before a bar appears for work that is mostly short
+
 
 class _Silent:
     def update(self, count=1):
@@ -15,13 +17,24 @@ class _Silent:
         pass
 
 
-def progress_bar(show, total, description, initial=0):
-    """Return a bar with `update` and `set_postfix_str`, to be used as a context."""
+def progress_bar(show, total, description, initial=0, delay=0, leave=True):
+    """Return a bar with `update` and `set_postfix_str`, to be used as a context.
+
+    Parameters
+    ----------
+    show : bool
+    total, initial : int
+    description : str
+    delay : float
+        Seconds before it appears; where all is done by then it never does.
+    leave : bool
+        Whether it stays when it is full.
+    """
     if show:
         try:
             from tqdm.auto import tqdm
         except ImportError:
             pass
         else:
-            return tqdm(total=total, desc=description, initial=initial)
+            return tqdm(total=total, desc=description, initial=initial, delay=delay, leave=leave)
     return _Silent()

@@ -10,6 +10,7 @@ from ..features.rows import offsets_of
 from .labelled import read_head_labels, score_outputs
 from .metrics import METRICS, default_metrics
 from .own_loss import loss_and_gradient
+from .progress import PATIENCE, progress_bar
 
 BATCH_SIZE = 256
 
@@ -21,35 +22,37 @@ def batches(samples, batch_size):
         yield np.arange(start, min(start + batch_size, samples))
 
 
-def outputs_of(network, features, batch_size, budget=None):
-    """Return the outputs of the head, (samples or rows, outputs)."""
+def outputs_of(network, features, batch_size, budget=None, progress=None):
+    """Return the outputs of the head, (samples or rows, outputs); `progress` is what a bar says, or None for no bar."""
     offsets = offsets_of(network.head._rows_of(features.lengths))
     outputs = np.empty((offsets[-1], network.head.out_features), _core.REAL)
     program = network._programs.output()
-    with network._programs.bounded(program, budget, features):
+    with network._programs.bounded(program, budget, features), _bar(progress, len(features)) as bar:
         for index in batches(len(features), batch_size):
             batch = features.batch(index)
             sink = outputs[offsets[index[0]] : offsets[index[-1] + 1]], None
             program.forward(batch.samples, batch.spaces, network._sources(features, batch), [sink])
+            bar.update(len(index))
     return outputs
 
 
-def scores_of(network, labelled, metrics, batch_size, budget=None):
-    """Return {"loss": …} and the value of each metric function over labelled samples."""
+def scores_of(network, labelled, metrics, batch_size, budget=None, progress=None):
+    """Return {"loss": …} and the value of each metric function over labelled samples; `progress` as of `outputs_of`."""
     offsets = offsets_of(network.head._rows_of(labelled.features.lengths))
     outputs = np.empty((offsets[-1], network.head.out_features), _core.REAL)
     program = network._programs.evaluation()
     total, losses = labelled.share(), []
-    with network._programs.bounded(program, budget, labelled.features):
+    with network._programs.bounded(program, budget, labelled.features), _bar(progress, len(labelled)) as bar:
         for index in batches(len(labelled), batch_size):
             sink = outputs[offsets[index[0]] : offsets[index[-1] + 1]], None
             losses.append(program.forward(*labelled.batch(index, total), [sink]))
+            bar.update(len(index))
     return {"loss": math.fsum(losses), **score_outputs(network.head, metrics, outputs, labelled.labels, labelled.layout)}
 
 
-def own_scores_of(network, labelled, metrics, loss, batch_size, budget=None):
+def own_scores_of(network, labelled, metrics, loss, batch_size, budget=None, progress=None):
     """Return the same with a loss of the user's own: its mean over batches in order, weighted by their samples."""
-    outputs = outputs_of(network, labelled.features, BATCH_SIZE, budget)
+    outputs = outputs_of(network, labelled.features, BATCH_SIZE, budget, progress)
     samples, head = len(labelled), network.head
     rows = head._rows_of(labelled.features.lengths)
     offsets, losses = offsets_of(rows), []
@@ -62,6 +65,10 @@ def own_scores_of(network, labelled, metrics, loss, batch_size, budget=None):
         labels = read_head_labels(head, labelled.labels, labelled.layout, "validation labels")
         scores.update(score_outputs(head, metrics, outputs, labels, labelled.layout))
     return scores
+
+
+def _bar(progress, samples):
+    return progress_bar(progress is not None, samples, progress, delay=PATIENCE, leave=False)
 
 
 def metric_functions(metrics, task):

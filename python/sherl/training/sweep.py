@@ -14,6 +14,7 @@ from ..blocks.weights import load_state, read_state, trainable_names
 from ..checks import count_of, flag, seed_number, whole_number
 from ..features.features import as_features
 from ..features.layout import Layout
+from ..html import html_table
 from ..network.side_network import SideNetwork
 from .average import WeightAverage, averaged_weights
 from .batching import epoch_batches
@@ -147,7 +148,15 @@ class SweepResult:
         for number, row in enumerate(self.table, 1):
             if row["name"] == self.best_name:
                 lines[number] += "  best"
-        return "\n".join([f"SweepResult: {count_of(len(self.table), 'network')}", *lines])
+        return "\n".join([self._title(), *lines])
+
+    def _repr_html_(self):
+        names = list(dict.fromkeys(name for row in self.table for name in row))
+        best = [number for number, row in enumerate(self.table) if row["name"] == self.best_name]
+        return html_table(self._title(), names, [[row.get(name) for name in names] for row in self.table], *best)
+
+    def _title(self):
+        return f"SweepResult: {count_of(len(self.table), 'network')}"
 
 
 def _cell(value):
@@ -193,12 +202,13 @@ class _Entry:
         self.share_sum += share
         self.history.step_losses.append(loss)
 
-    def end_epoch(self, epoch, started, restore_best):
+    def end_epoch(self, epoch, started, restore_best, progress):
         entry = {"epoch": epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0), "learning_rate": self.rate,
                  "seconds": time.perf_counter() - started}
         if self.validation is not None:
             with self.network._lock, self._averaged():
-                scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE)
+                scores = scores_of(self.network, self.validation, self.metrics, BATCH_SIZE,
+                                   progress=f"validation of {self.name}" if progress else None)
             entry.update({f"validation_{name}": value for name, value in scores.items()})
         self.history.epochs.append(entry)
         if self.validation is not None and self.history._compare(entry[self.history.monitor], self.best_value):
@@ -386,7 +396,7 @@ class _Sweep:
                         group.write_back()
                 if steps == (epoch + 1) * len(batches):
                     for entry in filter(_is_running, self.entries):
-                        entry.end_epoch(epoch, started, self.restore_best)
+                        entry.end_epoch(epoch, started, self.restore_best, self.progress)
                 if interrupt.asked:
                     for entry in filter(_is_running, self.entries):
                         entry.history.stopped = "interrupt"

@@ -1,0 +1,107 @@
+"""Everything that may take long shows a bar, which comes to its end; and none where none is wanted."""
+
+import contextlib
+
+import pytest
+import tqdm.auto
+from small import FEATURES, network, problem, taps_of
+from tiny_bert import write_tiny_bert
+
+import sherl
+
+ENCODER = {"early": lambda: sherl.MTSA(3, FEATURES, 8), "head": lambda: sherl.Embedding(FEATURES, 8)}
+
+
+class Bar(contextlib.nullcontext):
+    made = []
+
+    def __init__(self, *, total, desc, initial, delay, leave):
+        super().__init__(self)
+        self.total, self.description, self.count, self.delay, self.leave = total, desc, initial, delay, leave
+        Bar.made.append(self)
+
+    def update(self, count=1):
+        self.count += count
+
+    def set_postfix_str(self, text, refresh=True):
+        self.text = text
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
+    monkeypatch.setattr(Bar, "made", [])
+    yield lambda: {bar.description: (bar.count, bar.total) for bar in Bar.made}
+
+
+def encoder():
+    return sherl.DualEncoder(*(sherl.SideNetwork(ENCODER["early"](), [], ENCODER["head"](), seed=seed) for seed in (0, 1)))
+
+
+def test_training(bars):
+    taps, labels, mask = problem()
+    network().fit(taps, labels, mask, epochs=2, batch_size=8, validation=(taps, labels, mask))
+    assert bars() == {"fit": (10, 10), "validation": (40, 40)}
+    assert [bar.description for bar in Bar.made] == ["fit", "validation", "validation"]
+    assert Bar.made[0].delay == 0 and Bar.made[1].delay > 1 and not Bar.made[1].leave
+
+
+def test_inference(bars):
+    (taps, labels, mask), net = problem(), network()
+    for method in (net.forward, net.predict, net.predict_proba):
+        method(taps, mask, batch_size=7)
+        assert bars() == {"predict": (40, 40)}
+        Bar.made.clear()
+    net.evaluate(taps, labels, mask)
+    net.score(taps, labels, mask)
+    net.explain(taps, mask)
+    assert bars() == {"evaluate": (40, 40), "explain": (40, 40)}
+    assert all(bar.delay > 1 for bar in Bar.made)  # seldom seen: most calls are short
+
+
+def test_extraction(bars, tmp_path):
+    backbone = sherl.load_backbone(write_tiny_bert(tmp_path))
+    backbone.extract(["a film"] * 5, batch_size=2, progress=True)
+    backbone.encode(["a film"] * 5, batch_size=2, progress=True)
+    assert [(bar.description, bar.count, bar.total) for bar in Bar.made] == [("extract", 5, 5)] * 2
+
+
+def test_sweep(bars):
+    taps, labels, mask = problem()
+    sherl.sweep(taps, labels, {"a": network()}, mask=mask, epochs=2, batch_size=8, validation=(taps, labels, mask))
+    assert bars() == {"sweep": (10, 10), "validation of a": (40, 40)}
+
+
+def test_pairs(bars):
+    both, pair = encoder(), (taps_of(), taps_of(seed=1))
+    both.fit(*pair, epochs=1, batch_size=6, validation=pair)
+    both.evaluate(*pair)
+    both.embed_a(pair[0])
+    assert bars() == {"fit": (2, 2), "validation": (12, 12), "evaluate": (12, 12), "predict": (12, 12)}
+
+
+def test_a_loss_of_ones_own(bars):
+    taps, _, mask = problem()
+    network().fit(taps, taps[0][:, 0, :2], mask, epochs=1, validation=(taps, taps[0][:, 0, :2], mask),
+                  loss=lambda outputs, targets: (0.0, outputs * 0))
+    assert bars()["validation"] == (40, 40)
+
+
+def test_none_where_none_is_wanted(bars):
+    (taps, labels, mask), net = problem(), network()
+    net.fit(taps, labels, mask, epochs=1, validation=(taps, labels, mask), progress=False)
+    sherl.sweep(taps, labels, {"a": network()}, mask=mask, epochs=1, validation=(taps, labels, mask), progress=False)
+    for method in (net.forward, net.predict, net.predict_proba, net.explain):
+        method(taps, mask, progress=False)
+    net.evaluate(taps, labels, mask, progress=False)
+    net.score(taps, labels, mask, progress=False)
+    pair = taps_of(), taps_of(seed=1)
+    encoder().evaluate(*pair, progress=False)
+    encoder().embed_b(pair[1], progress=False)
+    assert bars() == {}
+
+
+def test_short_work_shows_nothing(capfd):
+    (taps, labels, mask), net = problem(), network()
+    net.evaluate(taps, labels, mask)
+    assert capfd.readouterr() == ("", "")
