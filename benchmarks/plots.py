@@ -78,7 +78,7 @@ def rate(cases, path):
         axes.text(most, place, f"  {share:.0f} %, {case.outcome.roofline:.2f} times the roofline", va="center")
     axes.axvline(100, color="#555555", linewidth=1)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.5 * most)
+    axes.set_xlim(0, 1.7 * most)
     axes.set_xlabel("needed operations done per second, % of the rate of bare matrix products")
     axes.set_title("sherl's step beside what the machine can do")
     finish(figure, axes, path)
