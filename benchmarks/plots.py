@@ -72,13 +72,13 @@ def rate(cases, path):
     """Share of the rate of bare matrix products."""
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.35 * len(cases)))
     shares = [100 * case.outcome.share for case in cases]
+    most = max(100, *shares)
     axes.barh([case.title for case in cases], shares, color=COLOURS[SHERL])
     for place, (share, case) in enumerate(zip(shares, cases)):
-        axes.text(share, place, f"{share:.0f} %, {case.outcome.roofline:.2f} times the roofline ", color="white",
-                  va="center", ha="right")
+        axes.text(most, place, f"  {share:.0f} %, {case.outcome.roofline:.2f} times the roofline", va="center")
     axes.axvline(100, color="#555555", linewidth=1)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(112, 1.1 * max(shares)))
+    axes.set_xlim(0, 1.5 * most)
     axes.set_xlabel("needed operations done per second, % of the rate of bare matrix products")
     axes.set_title("sherl's step beside what the machine can do")
     finish(figure, axes, path)

@@ -216,3 +216,7 @@ def test_trainers_step_together_or_not_at_all(core):
                                   (core.Trainer(second.program, clip_norm=1.0), ValueError, "the same clip_norm")):
         with pytest.raises(error, match=message):
             trainers[0].update(other)
+    with pytest.raises(ValueError, match="other must train another program"):
+        trainers[0].update(trainers[1], core.Trainer(second.program))
+    with pytest.raises(ValueError, match="at most 8 trainers"):
+        trainers[0].update(*[trainers[1]] * 8)

@@ -41,20 +41,30 @@ static PyObject *trainer_accumulate(TrainerObject *self, PyObject *args, PyObjec
     Py_RETURN_NONE;
 }
 
-static PyObject *trainer_update(TrainerObject *self, PyObject *args, PyObject *keywords) {
-    PyObject *other = NULL;
-    argument arguments[] = {or_none(object_argument("other", &other))};
-    if (!parse_arguments("update", args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
-    if (other && !Py_IS_TYPE(other, Py_TYPE(self)))
-        return PyErr_Format(PyExc_TypeError, "other must be a Trainer of this module, not %.100s", Py_TYPE(other)->tp_name);
-    sherl_trainer *trainers[] = {self->trainer, other ? ((TrainerObject *)other)->trainer : NULL};
-    if (other && ((TrainerObject *)other)->program == self->program)
-        return PyErr_Format(PyExc_ValueError, "other must train another program");
-    if (other && ((TrainerObject *)other)->settings.clip_norm != self->settings.clip_norm)
-        return PyErr_Format(PyExc_ValueError, "other must have the same clip_norm");
+enum { MOST_TOGETHER = 8 }; /* trainers of one step */
+
+static PyObject *trainer_update(TrainerObject *self, PyObject *others) {
+    sherl_trainer *trainers[MOST_TOGETHER] = {self->trainer};
+    Py_ssize_t count = PyTuple_GET_SIZE(others);
+    if (count >= MOST_TOGETHER)
+        return PyErr_Format(PyExc_ValueError, "update: at most %d trainers take a step together", MOST_TOGETHER);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        PyObject *item = PyTuple_GET_ITEM(others, i);
+        if (!Py_IS_TYPE(item, Py_TYPE(self)))
+            return PyErr_Format(PyExc_TypeError, "other must be a Trainer of this module, not %.100s",
+                                Py_TYPE(item)->tp_name);
+        const TrainerObject *other = (TrainerObject *)item;
+        bool apart = other->program != self->program;
+        for (Py_ssize_t j = 0; j < i; j++)
+            apart = apart && ((TrainerObject *)PyTuple_GET_ITEM(others, j))->program != other->program;
+        if (!apart) return PyErr_Format(PyExc_ValueError, "other must train another program");
+        if (other->settings.clip_norm != self->settings.clip_norm)
+            return PyErr_Format(PyExc_ValueError, "other must have the same clip_norm");
+        trainers[i + 1] = other->trainer;
+    }
     double norm;
     PyThreadState *thread = core_enter(state_of(self));
-    sherl_status status = sherl_trainer_update_together(trainers, other ? 2 : 1, &norm);
+    sherl_status status = sherl_trainer_update_together(trainers, (size_t)count + 1, &norm);
     core_leave(state_of(self), thread);
     if (status == SHERL_INVALID_ARGUMENT)
         return PyErr_Format(PyExc_ValueError, "update: no gradient is waiting; accumulate must come first");
@@ -279,9 +289,9 @@ static PyMethodDef trainer_methods[] = {
     METHOD("accumulate", trainer_accumulate,
            "accumulate($self, samples, offsets, inputs, *, cotangents=None, seed=0, step=0)\n--\n\n"
            "Add the gradient of a batch to those waiting; return its loss, or None when the graph has none."),
-    METHOD("update", trainer_update,
-           "update($self, other=None)\n--\n\n"
-           "Apply the waiting gradients as one step, together with another trainer's; return their norm before clipping."),
+    {"update", (PyCFunction)trainer_update, METH_VARARGS,
+     "update($self, *others)\n--\n\n"
+     "Apply the waiting gradients as one step, together with those of other trainers; return their norm before clipping."},
     METHOD("set_factors", trainer_set_factors,
            "set_factors($self, name, learning_rate=1.0, weight_decay=1.0)\n--\n\n"
            "Multiply learning rate and weight decay of a parameter."),

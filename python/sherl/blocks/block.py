@@ -244,11 +244,12 @@ class Block:
     def _given(self, rows, matrix):
         return matrix if self._pooled else rows.given(matrix)
 
-    def _forward(self, rows):
+    def _forward(self, rows, training=False, wanted=(), seed=0):
+        """Return the output; in training that of the program with the gradients of the wanted inputs."""
         output, sink = self._sink(rows)
         with self._lock:
-            program = self._program(False, None)
-            program.forward(rows.batch.samples, rows.batch.spaces, rows.sources(), [sink])
+            program = self._program(training, wanted if training else None)
+            program.forward(rows.batch.samples, rows.batch.spaces, rows.sources(), [sink], seed=seed)
         return self._given(rows, output)
 
     def _gradient(self, rows, cotangent, wanted, training, seed, dtype):

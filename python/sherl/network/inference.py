@@ -198,15 +198,11 @@ class Inference:
         input_gradients = [sink for _, sink in sinks]
         if sinks and self.head._positions_read(features.positions) is not None:
             input_gradients.append(None)
-        if self.head._pooled:
+        rows, output, sink = self._sink(taps, mask, batch, dtype)
+        if rows is None:
             cotangent = read_sample_rows(cotangent, batch.samples, self.head.out_features), None
-            output = np.empty((batch.samples, self.head.out_features), _core.REAL)
-            sink = output, None
         else:
-            names = [f"taps[{number}]" for number in range(self.early.taps)]
-            rows = Rows([taps] if isinstance(taps, Features) else taps, names, mask, self.early.features, dtype)
             cotangent = rows.cotangent(cotangent, self.head.out_features, dtype)
-            output, sink = rows.sink(self.head.out_features)
         with self._lock:
             program = self._programs.output_gradient(flag(training, "training"), bool(taps_gradient))
             program.gradient(
@@ -215,7 +211,27 @@ class Inference:
             )
             gradients = self._read_gradients(program)
         gradients.update(taps_given(features, taps, sinks))
-        return output if self.head._pooled else rows.given(output), gradients
+        return output if rows is None else rows.given(output), gradients
+
+    def _run_forward(self, taps, mask=None, *, positions=None, taps_gradient=False, training=False, seed=0, dtype=None):
+        """Compute the outputs that `vjp` with the same arguments gives."""
+        taps = taps if isinstance(taps, Features) else read_sequence(taps)
+        features = self._features(taps, mask, positions, dtype)
+        batch = features.batch()
+        rows, output, sink = self._sink(taps, mask, batch, dtype)
+        with self._lock:
+            program = self._programs.output_gradient(True, taps_gradient) if training else self._programs.output()
+            program.forward(batch.samples, batch.spaces, self._sources(features, batch), [sink], seed=seed)
+        return output if rows is None else rows.given(output)
+
+    def _sink(self, taps, mask, batch, dtype):
+        """Return the rows of outputs for every row, or None; a matrix for the outputs, and the source of it."""
+        if self.head._pooled:
+            output = np.empty((batch.samples, self.head.out_features), _core.REAL)
+            return None, output, (output, None)
+        names = [f"taps[{number}]" for number in range(self.early.taps)]
+        rows = Rows([taps] if isinstance(taps, Features) else taps, names, mask, self.early.features, dtype)
+        return rows, *rows.sink(self.head.out_features)
 
     def _features(self, taps, mask=None, positions=None, dtype=None):
         features = as_features(taps, mask, positions, dtype=dtype)

@@ -4,9 +4,11 @@ from contextlib import contextmanager
 
 from .. import _core
 from ..blocks.bottleneck import Bottleneck
+from ..blocks.foreign import ForeignLayer
 from ..blocks.transformer import TransformerLayer
+from ..training.chain import Chain
 
-LATE = (TransformerLayer, Bottleneck)
+LATE = (TransformerLayer, Bottleneck, ForeignLayer)
 
 
 class Programs:
@@ -24,7 +26,9 @@ class Programs:
         self._early, self._late, self._head = early, late, head
         self._bfloat16 = bfloat16
         self.store = _core.Parameters()
-        self._graph(False, loss=head._has_loss, output=True, taps_gradient=False)  # its parameters are now in the store
+        self.foreign = [layer for layer in self._late if isinstance(layer, ForeignLayer)]
+        # Their parameters are now in the store.
+        self._graphs(False, gradient=False, loss=head._has_loss, output=True, taps_gradient=False)
         self._compiled = {}
 
     def parts(self):
@@ -75,21 +79,48 @@ class Programs:
     def _program(self, *, training, gradient, loss, output, taps_gradient=False):
         key = training, gradient, loss, output, taps_gradient
         if key not in self._compiled:
-            graph = self._graph(training, loss=loss, output=output, taps_gradient=taps_gradient)
-            self._compiled[key] = graph.compile(gradient)
+            graphs = self._graphs(training, gradient=gradient, loss=loss, output=output, taps_gradient=taps_gradient)
+            programs = [graph.compile(gradient) for graph in graphs]
+            self._compiled[key] = self._chained(*programs) if self.foreign else programs[0]
         return self._compiled[key]
 
-    def _graph(self, training, *, loss, output, taps_gradient):
-        graph = _core.Graph(self.store, training)
-        x = self._early._declare_in_network(graph, taps_gradient)
-        positions = self._head._declare_positions(graph)
+    def _chained(self, first, second):
+        ahead = self._late[: self._late.index(self.foreign[0])]
+        prefixes = tuple(prefix for prefix, _ in self.parts()[: 1 + len(ahead)])
+        return Chain(
+            first, self.foreign, second, taps=self._early.taps,
+            names={name for name in self.store.names() if name.startswith(prefixes)},
+            lasting=[layer for layer in ahead if isinstance(layer, Bottleneck)], row_outputs=not self._head._pooled,
+            row_labels=self._head._loss_each_row, sample_inputs=int(self._head._takes_positions),
+        )
+
+    def _graphs(self, training, *, gradient, loss, output, taps_gradient):
+        """Return the graph, or that before and that behind the foreign layers."""
+        graphs, passed = [_core.Graph(self.store, training)], 0
+        x = self._early._declare_in_network(graphs[0], taps_gradient)
+        positions = [] if self.foreign else self._head._declare_positions(graphs[0])
         for prefix, block in self.parts():
+            if isinstance(block, ForeignLayer):
+                passed += 1
+                if passed == 1:
+                    graphs[0].output(x[0])
+                    graphs.append(_core.Graph(self.store, training))
+                    graphs[1].stream = graphs[0].stream  # so that dropout behind draws other numbers than before
+                if passed == len(self.foreign):
+                    x = [self._declare_behind(graphs[1], block, gradient)]
+                    positions = self._head._declare_positions(graphs[1])
+                continue
             frozen = isinstance(block, LATE) and not block.trainable
             options = {"bfloat16": self._bfloat16} if frozen else {}
             inputs = x + positions if block is self._head else x
-            x = [block._build(graph, prefix, inputs, **options)]
+            x = [block._build(graphs[-1], prefix, inputs, **options)]
         if output:
-            graph.output(x[0])
+            graphs[-1].output(x[0])
         if loss:
-            graph.loss(self._head._build_loss(graph, "head.", x[0]))
-        return graph
+            graphs[-1].loss(self._head._build_loss(graphs[-1], "head.", x[0]))
+        return graphs
+
+    def _declare_behind(self, graph, layer, gradient):
+        """Declare what the last foreign layer gives."""
+        space = graph.grid("pixels") if self._early.images else graph.space("tokens")
+        return graph.input("x", space, layer.out_features, gradient)

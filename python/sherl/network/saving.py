@@ -18,12 +18,15 @@ from ..blocks import (
     TokenClassifier,
     TransformerLayer,
 )
+from ..blocks.foreign import ForeignLayer
 from ..checks import write_files
 from ..features import Features
 
 FORMAT = "sherl.SideNetwork"
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+FOREIGN = "Late"  # type of layers that are computed outside the core; their weights stay outside, too
 
 _EARLY = {"MTSA": MTSA}
 _LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block, "Bottleneck": Bottleneck}
@@ -132,7 +135,9 @@ def _offered(backbone):
     layers = getattr(backbone, "layers", backbone)
     if layers is None:
         return []
-    if not hasattr(layers, "__iter__") or not all(isinstance(layer, tuple(_LATE.values())) for layer in layers):
+    if not hasattr(layers, "__iter__") or not all(
+        isinstance(layer, (*_LATE.values(), ForeignLayer)) for layer in layers
+    ):
         raise TypeError(f"backbone must be one of load_backbone or a sequence of layers, got {type(backbone).__name__}")
     return list(layers)
 
@@ -160,19 +165,22 @@ def _made(entry, kinds):
 
 
 def _late(number, entry, layers):
-    described = _made(entry, _LATE)
-    if entry.get("frozen") is None:
+    foreign = isinstance(entry, dict) and entry.get("type") == FOREIGN
+    described = None if foreign else _made(entry, _LATE)
+    if not foreign and entry.get("frozen") is None:
         return described
     if not layers:
         raise ValueError(f"late layer {number} is frozen, and its weights are not in the folder: pass backbone=")
     # The last layers are the likely ones; a fingerprint reads a layer's weights once.
     for layer in reversed(layers):
-        if _same_shape(layer, described) and layer.fingerprint == entry["frozen"]:
+        if _same_shape(layer, described, entry) and layer.fingerprint == entry["frozen"]:
             return layer._with_dropout(described)
     raise ValueError(f"no layer of backbone has the weights that late layer {number} was trained with")
 
 
-def _same_shape(layer, described):
+def _same_shape(layer, described, entry):
+    if described is None:
+        return isinstance(layer, ForeignLayer) and layer.settings == entry.get("settings")
     if type(layer) is not type(described):
         return False
     if isinstance(layer, Bottleneck):

@@ -7,7 +7,7 @@ from ..blocks.block import count_owned
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
 from ..blocks.bottleneck import Bottleneck
-from ..blocks.transformer import TransformerLayer
+from ..blocks.foreign import ForeignLayer
 from ..blocks.weights import load_state, read_state
 from ..checks import flag, one_of, seed_number
 from ..training.fit import Fit, read_validation
@@ -31,8 +31,8 @@ class SideNetwork(Inference):
     ----------
     early : MTSA
         Its last tap is what the first late layer would have received in the backbone.
-    late : sequence of TransformerLayer or Bottleneck
-        Any number of layers.
+    late : sequence of TransformerLayer, Bottleneck or sherl.torch.Late
+        Any number of layers. Those of PyTorch stand side by side.
     head : Classifier, Regressor, TokenClassifier, SpanPredictor, Embedding or Detector
     seed : int
         Of the first weights. Blocks that were used or loaded before keep their weights.
@@ -80,6 +80,10 @@ class SideNetwork(Inference):
             raise ValueError(f"head must give one row a sample for images and towers, got {type(self.head).__name__}")
         if self.early.images and pool in ("first", "last"):
             raise ValueError(f"head must have pool=\"mean\" or \"max\" over the pixels of images, got \"{pool}\"")
+        foreign = [number for number, layer in enumerate(self.late) if isinstance(layer, ForeignLayer)]
+        if foreign and foreign[-1] - foreign[0] >= len(foreign):
+            raise ValueError("late must have the layers that sherl does not compute side by side, got them at "
+                             f"{', '.join(map(str, foreign))}")
         for name, block in self._blocks()[1:]:
             if name != "head" and not isinstance(block, LATE):
                 raise TypeError(f"{name} must be a TransformerLayer or a Bottleneck, got {type(block).__name__}")

@@ -10,6 +10,7 @@ from .. import _core
 from ..blocks.weights import trainable_names
 from ..checks import seed_number, whole_number
 from .average import WeightAverage
+from .chain import update_together
 from .fit import Fit
 from .metrics import retrieval
 from .own_loss import check_finite
@@ -180,8 +181,7 @@ class DualStepper:
         with self.network._lock:
             try:
                 losses = self._accumulate(labelled, parts, total)
-                first, second = (tower.trainer for tower in self.towers)
-                self.gradient_norm = first.update(second)
+                self.gradient_norm = update_together(*(tower.trainer for tower in self.towers))
             except BaseException:
                 for tower in self.towers:
                     tower.trainer.discard()

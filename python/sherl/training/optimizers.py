@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 
 from .. import _core
 from ..checks import one_of, real_number, whole_number
+from .chain import Chain
 
 NO_DECAY = ("*bias", "*norm*", "*gate", "*log_scale")
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}  # numbers that an optimizer keeps for each parameter, at most
@@ -108,8 +110,9 @@ class OptimizerSettings:
         warmup = int(self.warmup * total_steps) if isinstance(self.warmup, float) else self.warmup
         if total_steps and warmup >= total_steps:
             raise ValueError(f"warmup must be fewer than the {total_steps} steps of the training, got {warmup}")
-        trainer = _core.Trainer(
-            program, optimizer=self.optimizer, learning_rate=self.learning_rate, weight_decay=self.weight_decay,
+        make = program.trainer if isinstance(program, Chain) else partial(_core.Trainer, program)
+        trainer = make(
+            optimizer=self.optimizer, learning_rate=self.learning_rate, weight_decay=self.weight_decay,
             momentum=self.momentum, beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
             clip_norm=self.clip_norm or 0.0, schedule=self.schedule, warmup_steps=warmup, total_steps=total_steps,
             step_every=self.step_every or 0, step_factor=self.step_factor,

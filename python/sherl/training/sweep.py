@@ -341,6 +341,9 @@ class _Sweep:
     def _entry(self, name, settings, labels, held_out, metrics, monitor):
         network, own_labels, held_out_labels, sample_weight = (settings.pop(key, None) for key in _OWN)
         try:
+            if network._programs.foreign:
+                raise ValueError("the network must have late layers that sherl computes itself, got "
+                                 f"{network._programs.foreign[0]!r}")
             if labels is None and own_labels is None:
                 raise ValueError("labels must be given, in common or here")
             labelled = Labelled(network, self.features, labels if own_labels is None else own_labels,

@@ -1,0 +1,42 @@
+"""All that a block computes with, for doors that write it down elsewhere: settings in full, and weights by name."""
+
+import math
+
+import numpy as np
+
+from ..blocks.bottleneck import Bottleneck
+from ..blocks.families import own_name
+from ..blocks.transformer import TransformerLayer
+from ..blocks.weights import read_state, trainable_names
+
+
+def described(block):
+    """Return a block's settings, with what defaults stand for, and its kind."""
+    settings = {**block.settings, "kind": type(block).__name__}
+    if isinstance(block, TransformerLayer):
+        settings.update({name: getattr(block, name) for name in TransformerLayer._SETTINGS})
+        size = block._head_channels
+        settings.update(head_size=size, key_heads=block.key_heads or block.heads,
+                        scale=block.scale or 1 / math.sqrt(size),
+                        rotary_dimensions=block.rotary_dimensions or size)
+    return settings
+
+
+def weights_of_block(block):
+    """Return copies of a block's weights by name, frozen ones included, and the names of those that are trained.
+
+    Maps of a Bottleneck are convolutions, (out, in, height, width).
+    """
+    if isinstance(block, Bottleneck):
+        return {own_name(role): _convolution(role, array) for role, array in block._weights().items()}, set()
+    if isinstance(block, TransformerLayer) and not block.trainable:
+        return {own_name(role): np.array(array) for role, array in block._frozen.items()}, set()
+    store, prefix = block._home()
+    return read_state(store, prefix), set(trainable_names(store, prefix))
+
+
+def _convolution(role, array):
+    if not role.endswith("_weight"):
+        return np.array(array)
+    side = 3 if role == "window_weight" else 1
+    return np.ascontiguousarray(array.reshape(len(array), side, side, -1).transpose(0, 3, 1, 2))

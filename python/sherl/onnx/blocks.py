@@ -1,0 +1,309 @@
+"""The blocks of a network in nodes of ONNX, padded: `mask` is bool of shape (batch, tokens), or None."""
+
+import math
+
+import numpy as np
+
+LEFT_OUT = -1e30  # score of a key that is left out: finite, so that a row that sees no key does not become NaN
+
+
+def adapter(w, settings, taps, mask):
+    """The Multi-Tiered Sensing Adapter; w: Weights."""
+    writer, spatial = w.writer, settings["guidance"] == "spatial"
+    features = taps[: settings["taps"]]
+    if settings["pool"] is not None:
+        features = [_window_pool(writer, tap, size) for tap, size in zip(features, settings["pool"])]
+    x = [_down(w, settings, number, tap) for number, tap in enumerate(features)]
+    dimensions = 2 if spatial else 3 if settings["pool"] is None else 4
+    if spatial:
+        guide = w.linear("guide_down", writer.relu(taps[-1]))
+        x = [*(_over_tokens(w, settings, number, each, guide, mask) for number, each in enumerate(x)), guide]
+    stacked = writer.node("Concat", *(writer.unsqueeze(each, -2) for each in x[:-1]), axis=-2)
+    y = _up(w, settings, _guidance(w, settings, stacked, x[-1], dimensions))
+    if spatial:
+        return writer.add(y, taps[-1])
+    gate = math.tanh(float(w.array("gate")[0]) / settings["gate_temperature"])
+    return writer.add(y, writer.multiply(taps[-1], gate))
+
+
+def _down(w, settings, number, x):
+    writer, place = w.writer, f"down.{number}"
+    if settings["down"] == "gated":
+        z = writer.relu(w.linear(f"{place}.proj", x))
+        value = writer.add(w.linear(f"{place}.value", z), z)
+        return writer.multiply(value, writer.node("Sigmoid", w.linear(f"{place}.gate", z)))
+    if settings["down"] == "relu":
+        return w.linear(place, writer.relu(x))
+    norm = w.layer_norm if settings["down"] == "layernorm" else w.batch_norm
+    return norm(f"{place}.norm", w.linear(place, x), settings["down_norm_eps"])
+
+
+def _over_tokens(w, settings, number, x, guide, mask):
+    writer = w.writer
+    u = writer.relu(w.linear(f"spatial.{number}", writer.multiply(x, writer.unsqueeze(guide, 1))))
+    u = writer.squeeze(u, -1)
+    if mask is not None:
+        u = writer.multiply(u, writer.cast(mask, "float32"))
+    mixed = writer.squeeze(writer.node("MatMul", writer.unsqueeze(u, 1), x), 1)
+    mixed = writer.divide(mixed, writer.add(writer.sum(u, 1, keep=True), settings["eps"]))
+    base = _chosen_row(writer, x, mask, "first" if settings["base"] == "first" else "last")
+    if settings["gated_base"]:
+        gate = float(w.array("spatial_gate")[number]) / settings["gate_temperature"]
+        base = writer.multiply(base, 1 / (1 + math.exp(-gate)))
+    return writer.add(mixed, base)
+
+
+def _guidance(w, settings, x, guide, dimensions):
+    """x: (…, shallow features, hidden), guide: (…, hidden), which has so many dimensions."""
+    writer, eps = w.writer, settings["eps"]
+    length = writer.node("ReduceL2", x, writer.whole(-1), keepdims=1)
+    unit = writer.divide(x, writer.add(length, eps))
+    swapped = writer.transpose(unit, *range(dimensions - 1), dimensions, dimensions - 1)
+    redundancy = writer.sum(writer.relu(writer.node("MatMul", unit, swapped)), -1)
+    relevance = writer.relu(w.linear("guide", writer.multiply(x, writer.unsqueeze(guide, -2))))
+    relevance = writer.squeeze(relevance, -1)
+    # A feature that is zero has no direction and takes no part.
+    zero = writer.node("Equal", redundancy, writer.constant(0.0))
+    weights = writer.where(zero, 0.0, writer.divide(relevance, writer.where(zero, 1.0, redundancy)))
+    total = writer.add(writer.node("ReduceL1", weights, writer.whole(-1), keepdims=1), eps)
+    weights = writer.unsqueeze(writer.divide(weights, total), -2)
+    mixed = writer.squeeze(writer.node("MatMul", weights, x), -2)
+    if settings["guidance"] == "residual_mlp":
+        mixed = w.linear("guide.mlp.1", writer.relu(w.linear("guide.mlp.0", mixed)))
+        mixed = w.layer_norm("guide.mlp.norm", mixed, settings["down_norm_eps"])
+    return writer.add(mixed, guide)
+
+
+def _up(w, settings, g):
+    writer, norm = w.writer, settings["up_norm"]
+    y = w.linear("up", g if norm == "batchnorm" else writer.relu(g))
+    if norm == "batchnorm":
+        return writer.relu(w.batch_norm("up.norm", y, settings["up_norm_eps"]))
+    return w.layer_norm("up.norm", y, settings["up_norm_eps"]) if norm == "layernorm" else y
+
+
+def transformer_layer(w, settings, x, mask):
+    """A transformer layer, with the options of all families."""
+    x = _sublayer(w, settings, "attention", x, lambda n: _attend(w, settings, n, mask))
+    return _sublayer(w, settings, "feed_forward", x, lambda n: _feed_forward(w, settings, n))
+
+
+def _sublayer(w, settings, name, x, function):
+    norm = w.layer_norm if settings["norm"] == "layernorm" else w.rms_norm
+    post = settings["placement"] == "post"
+    f = function(x if post else norm(f"{name}_norm", x, settings["eps"]))
+    if settings["placement"] == "sandwich":
+        f = norm(f"{name}_after_norm", f, settings["eps"])
+    if settings["layer_scale"]:
+        f = w.writer.multiply(f, w[f"{name}_scale.weight"])
+    y = w.writer.add(x, f)
+    return norm(f"{name}_norm", y, settings["eps"]) if post else y
+
+
+def _feed_forward(w, settings, n):
+    if not settings["gated"]:
+        return w.linear("down", w.writer.activate(w.linear("up", n), settings["activation"]))
+    gate = w.writer.activate(w.linear("gate", n), settings["activation"])
+    return w.linear("down", w.writer.multiply(gate, w.linear("up", n)))
+
+
+def _attend(w, settings, n, mask):
+    writer = w.writer
+    heads, key_heads, size = settings["heads"], settings["key_heads"], settings["head_size"]
+    query, key, value = (
+        writer.transpose(writer.reshape(w.linear(part, n), 0, 0, count, size), 0, 2, 1, 3)
+        for part, count in (("query", heads), ("key", key_heads), ("value", key_heads))
+    )
+    place = _positions_of(writer, n, mask)
+    if settings["rotary_theta"] is not None:
+        query, key = (_turn(writer, settings, each, place) for each in (query, key))
+    if key_heads != heads:
+        shared = writer.whole(*np.repeat(np.arange(key_heads), heads // key_heads))
+        key, value = (writer.node("Gather", each, shared, axis=1) for each in (key, value))
+    scores = writer.multiply(writer.node("MatMul", query, writer.transpose(key, 0, 1, 3, 2)), settings["scale"])
+    distance = writer.subtract(writer.unsqueeze(place, 1), writer.unsqueeze(place, 2))  # of the key from the query
+    if settings["position_buckets"]:
+        bias = writer.node("Gather", w["position_bias.weight"], _bucket(writer, settings, distance), axis=0)
+        scores = writer.add(scores, writer.transpose(bias, 0, 3, 1, 2))
+    if mask is not None:
+        scores = writer.where(writer.unsqueeze(writer.unsqueeze(mask, 1), 1), scores, LEFT_OUT)
+    if settings["causal"]:
+        later = writer.node("Greater", distance, writer.constant(0, np.int64))
+        scores = writer.where(writer.unsqueeze(later, 1), LEFT_OUT, scores)
+    mixed = writer.node("MatMul", writer.node("Softmax", scores, axis=-1), value)
+    return w.linear("output", writer.reshape(writer.transpose(mixed, 0, 2, 1, 3), 0, 0, heads * size))
+
+
+def _turn(writer, settings, x, place):
+    """Rotary positions: x (batch, heads, tokens, channels of a head)."""
+    half, size = settings["rotary_dimensions"] // 2, settings["head_size"]
+    speed = settings["rotary_theta"] ** (-np.arange(half) / half)
+    angle = writer.node("Mul", writer.unsqueeze(writer.cast(place, "float64"), -1), writer.constant(speed, np.float64))
+    turns = writer.unsqueeze(angle, 1)
+    cosine, sine = (writer.cast(writer.node(kind, turns), "float32") for kind in ("Cos", "Sin"))
+    lengths = writer.whole(half, half, size - 2 * half) if size > 2 * half else writer.whole(half, half)
+    a, b, *rest = writer.node("Split", x, lengths, outputs=3 if size > 2 * half else 2, axis=-1)
+    first = writer.subtract(writer.multiply(a, cosine), writer.multiply(b, sine))
+    second = writer.add(writer.multiply(b, cosine), writer.multiply(a, sine))
+    return writer.node("Concat", first, second, *rest, axis=-1)
+
+
+def _bucket(writer, settings, distance):
+    """Bucket of a relative position; in float32, as the published weights were trained."""
+    count, zero = settings["position_buckets"], writer.constant(0, np.int64)
+    first = None
+    if settings["bidirectional"]:
+        count //= 2
+        later = writer.cast(writer.node("Greater", distance, zero), "int64")
+        first = writer.node("Mul", later, writer.constant(count, np.int64))
+        steps = writer.node("Abs", distance)
+    else:
+        steps = writer.node("Max", writer.node("Neg", distance), zero)
+    exact = count // 2
+    share = writer.divide(writer.cast(writer.node("Max", steps, writer.constant(1, np.int64)), "float32"), float(exact))
+    octaves = writer.divide(writer.node("Log", share), math.log(settings["max_distance"] / exact))
+    far = writer.cast(writer.multiply(octaves, float(count - exact)), "int64")
+    far = writer.node("Min", writer.node("Add", far, writer.constant(exact, np.int64)),
+                      writer.constant(count - 1, np.int64))
+    bucket = writer.node("Where", writer.node("Less", steps, writer.constant(exact, np.int64)), steps, far)
+    return bucket if first is None else writer.node("Add", bucket, first)
+
+
+def bottleneck(w, settings, x, mask):
+    """A bottleneck block of a ResNet, its batch norms folded in, channels last."""
+    writer, stride, first = w.writer, settings["stride"], settings.get("stride_first", False)
+    x = writer.transpose(x, 0, 3, 1, 2)
+    z = writer.relu(w.convolution("reduce", x, stride=stride if first else 1))
+    z = writer.relu(w.convolution("window", z, stride=1 if first else stride, padding=1))
+    short = w.convolution("shortcut", x, stride=stride) if settings["shortcut"] else x
+    return writer.transpose(writer.relu(writer.add(w.convolution("expand", z), short)), 0, 2, 3, 1)
+
+
+def pooled_head(w, settings, x, dimensions, mask, positions):
+    """A head with one row a sample; x has so many dimensions."""
+    writer = w.writer
+    if settings["kind"] == "Embedding":
+        return _embed(w, settings, x, dimensions, mask, positions)
+    x = _pooled(writer, x, dimensions, mask, settings["pool"], positions)
+    if settings["pooler"]:
+        x = writer.node("Tanh", w.linear("pooler", x))
+    return w.linear("", x)
+
+
+def _embed(w, settings, x, dimensions, mask, positions):
+    writer = w.writer
+    if dimensions > 2 and settings["pool"] == "gpo":
+        x = _by_rank(w, _rows(writer, w.linear("", x), dimensions), mask)
+    elif dimensions > 2 and settings["pool"] == "max":
+        x = _pooled(writer, w.linear("", x), dimensions, mask, "max", positions)
+    else:
+        x = w.linear("", _pooled(writer, x, dimensions, mask, settings["pool"], positions))
+    if settings["normalize"]:
+        x = _unit_rows(writer, x)
+    if settings["temperature"] is None:
+        return x
+    return writer.multiply(x, math.exp(float(w.array("log_scale")[0])) / settings["temperature"])
+
+
+def _by_rank(w, x, mask):
+    """Generalized pooling: each channel's values, sorted, with weights learned for every rank."""
+    writer = w.writer
+    rank = _positions_of(writer, x, None)  # (1, rows)
+    if mask is None:
+        rows = writer.unsqueeze(writer.length(x, 1), 0)
+        inside = writer.node("Less", rank, rows)
+    else:
+        rows = writer.sum(writer.cast(mask, "int64"), 1, keep=True)
+        inside = writer.node("Less", rank, rows)
+        x = writer.where(writer.unsqueeze(mask, -1), x, -np.inf)
+    inside = writer.unsqueeze(inside, -1)
+    ordered, _ = writer.node("TopK", x, writer.length(x, 1), outputs=2, axis=1, largest=1, sorted=1)
+    ordered = writer.where(inside, ordered, 0.0)
+    speed = writer.constant(10000.0 ** (-np.arange(8) / 8), np.float64)
+    below = writer.node("Sub", writer.node("Sub", rows, writer.constant(1, np.int64)), rank)
+    above = writer.node("Add", rank, writer.node("Mul", rows, writer.constant(0, np.int64)))  # a row a sample
+    turns = [writer.node("Mul", writer.unsqueeze(writer.cast(place, "float64"), -1), speed) for place in (above, below)]
+    code = [writer.cast(writer.node(kind, each), "float32") for each in turns for kind in ("Sin", "Cos")]
+    code = writer.node("Concat", *(writer.unsqueeze(each, -1) for each in code), axis=-1)
+    code = writer.reshape(code, 0, 0, 32)
+    scores = w.linear("pool.score", writer.relu(w.linear("pool.hidden", code)))
+    shares = writer.node("Softmax", writer.where(inside, scores, -np.inf), axis=1)
+    return writer.sum(writer.multiply(shares, ordered), 1)
+
+
+def row_head(w, settings, x, mask):
+    """A head with an output for every row."""
+    writer = w.writer
+    if settings["kind"] == "Detector":
+        box = writer.relu(w.linear("box.1", writer.relu(w.linear("box.0", x))))
+        parts = [w.linear("classes", x), writer.node("Sigmoid", w.linear("box.2", box))]
+        if settings["align"]:
+            parts.append(_unit_rows(writer, w.linear("align", x)))
+        outputs = writer.node("Concat", *parts, axis=-1)
+    else:
+        outputs = w.linear("", x)
+    return outputs if mask is None else writer.where(writer.unsqueeze(mask, -1), outputs, 0.0)
+
+
+def _window_pool(writer, x, size):
+    """Maximum plus mean of windows side by side, channels last."""
+    x = writer.transpose(x, 0, 3, 1, 2)
+    window = {"kernel_shape": [size] * 2, "strides": [size] * 2}
+    pooled = writer.add(writer.node("MaxPool", x, **window), writer.node("AveragePool", x, **window))
+    return writer.transpose(pooled, 0, 2, 3, 1)
+
+
+def _unit_rows(writer, x):
+    length = writer.node("ReduceL2", x, writer.whole(-1), keepdims=1)
+    return writer.divide(x, writer.node("Max", length, writer.constant(np.finfo(np.float32).tiny)))
+
+
+def _rows(writer, x, dimensions):
+    """Pixels of images as rows."""
+    if dimensions == 3:
+        return x
+    shape = writer.node("Concat", writer.length(x, 0), writer.whole(-1), writer.length(x, 3), axis=0)
+    return writer.node("Reshape", x, shape)
+
+
+def _positions_of(writer, x, mask):
+    """Number of each row among those that are meant, int64 of shape (batch or 1, tokens)."""
+    one = writer.constant(1, np.int64)
+    if mask is not None:
+        counted = writer.node("CumSum", writer.cast(mask, "int64"), writer.constant(1, np.int64))
+        return writer.node("Sub", counted, one)
+    tokens = writer.node("Squeeze", writer.length(x, 1))
+    return writer.unsqueeze(writer.node("Range", writer.constant(0, np.int64), tokens, one), 0)
+
+
+def _chosen_row(writer, x, mask, which, positions=None):
+    """The first row that is meant, the last, or that of a number: (batch, channels)."""
+    place = _positions_of(writer, x, mask)
+    if which == "first":
+        wanted = writer.constant([[0]], np.int64)
+    elif which == "last":
+        wanted = writer.node("ReduceMax", place, writer.whole(1), keepdims=1)
+    else:
+        wanted = writer.unsqueeze(positions, 1)
+    found = writer.node("Equal", place, wanted)
+    if mask is not None:
+        found = writer.node("And", found, mask)
+    # (batch or 1, 1, rows) @ (batch, rows, channels)
+    return writer.squeeze(writer.node("MatMul", writer.unsqueeze(writer.cast(found, "float32"), 1), x), 1)
+
+
+def _pooled(writer, x, dimensions, mask, how, positions):
+    """One row a sample of tokens, of the pixels of images, or of what has one row already."""
+    if dimensions == 2:
+        return x
+    x = _rows(writer, x, dimensions)
+    if how == "mean":
+        if mask is None:
+            return writer.node("ReduceMean", x, writer.whole(1), keepdims=0)
+        kept = writer.cast(mask, "float32")
+        total = writer.squeeze(writer.node("MatMul", writer.unsqueeze(kept, 1), x), 1)
+        return writer.divide(total, writer.sum(kept, 1, keep=True))
+    if how == "max":
+        x = x if mask is None else writer.where(writer.unsqueeze(mask, -1), x, -np.inf)
+        return writer.node("ReduceMax", x, writer.whole(1), keepdims=0)
+    return _chosen_row(writer, x, mask, how, positions)

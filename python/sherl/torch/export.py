@@ -1,0 +1,45 @@
+"""Trained networks as plain modules of PyTorch."""
+
+import copy
+
+import torch
+
+from ..blocks.bottleneck import Bottleneck
+from ..blocks.foreign import ForeignLayer
+from ..network.side_network import SideNetwork
+from ..network.weights_of_blocks import described, weights_of_block
+from . import plain
+
+__all__ = ["to_torch"]
+
+
+def to_torch(network):
+    """Return a network as a plain module of PyTorch, to be served or trained on without sherl.
+
+    Parameters
+    ----------
+    network : SideNetwork
+
+    Returns
+    -------
+    sherl.torch.plain.Network
+        In evaluation mode; ``outputs = module(taps, mask=None, positions=None)``. Its weights are copies under sherl's
+        names; those of frozen late layers are buffers, or do not ask for gradients. Its classes are in one file that
+        needs PyTorch alone.
+    """
+    if not isinstance(network, SideNetwork):
+        raise TypeError(f"network must be a SideNetwork, got {type(network).__name__}")
+    late = [_late(layer) for layer in network.late]
+    head = plain.Pooled if network.head._pooled else plain.EachRow
+    return plain.Network(_part(plain.Adapter, network.early), late, _part(head, network.head)).eval()
+
+
+def _late(layer):
+    if isinstance(layer, ForeignLayer):
+        return plain.Foreign(copy.deepcopy(layer.module).requires_grad_(False), layer.call, layer.images)
+    return _part(plain.Bottleneck if isinstance(layer, Bottleneck) else plain.Layer, layer)
+
+
+def _part(kind, block):
+    weights, trained = weights_of_block(block)
+    return kind(described(block), {name: torch.from_numpy(array) for name, array in weights.items()}, trained)
