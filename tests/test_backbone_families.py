@@ -355,3 +355,41 @@ def test_weights_are_shared_with_the_layers(tmp_path):
     expected = sum(array.size for array in weights_of(json.loads((folder / "config.json").read_text())).values())
     assert backbone.num_parameters() == expected
     assert "Backbone(ViT, 2 layers of 16 channels" in repr(backbone)
+
+
+# ---- Folders of features ----
+
+
+@pytest.mark.parametrize("kind", ["vit", "whisper", "gpt2"])
+def test_an_extraction_goes_on_where_it_was_broken_off(tiny, tmp_path, monkeypatch, kind):
+    backbone = tiny(kind)
+    samples = samples_of(backbone)
+    expected = backbone.extract(samples, batch_size=1)
+    run, done = sherl.backbones.Backbone._run, []
+
+    def broken(self, *arguments):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(run(self, *arguments))
+
+    monkeypatch.setattr(sherl.backbones.Backbone, "_run", broken)
+    with pytest.raises(KeyboardInterrupt):
+        backbone.extract(samples, batch_size=1, out=tmp_path / "out")
+    monkeypatch.setattr(sherl.backbones.Backbone, "_run", run)
+    written = backbone.extract(samples, batch_size=1, out=tmp_path / "out")
+    assert written.fingerprint == expected.fingerprint and written.source == expected.source
+    assert written.preprocessing == expected.preprocessing and "inputs" in written.preprocessing
+    other = [sample[::-1] for sample in samples] if kind == "gpt2" else samples[::-1]
+    with pytest.raises(ValueError, match="inputs"):
+        backbone.extract(other, batch_size=1, out=tmp_path / "out")
+
+
+def test_how_images_became_rows_is_told(tiny, tmp_path):
+    backbone = tiny("vit")
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    told = backbone.extract(images).preprocessing
+    assert told["inputs"] == "images" and len(told["preprocessor"]) == 64
+    path = tmp_path / "tiny/preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.4] * 3}))
+    assert sherl.load_backbone(tmp_path / "tiny").extract(images).preprocessing != told
+    assert backbone.extract(images / 255, preprocessed=True).preprocessing["inputs"] == "pixels"

@@ -273,3 +273,19 @@ def test_an_export_with_strides_first(images, tmp_path):
 def test_exports_that_do_not_fit(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         sherl.load_backbone(Export(False, (1, 1), **settings).save(tmp_path / "model.onnx"))
+
+
+# ---- Folders of features ----
+
+
+def test_features_on_disk(backbone, images, tmp_path):
+    mixed = [images[0], images[1, :20, :17], images[2]]
+    expected = backbone.extract(mixed, [0, 3, 6], preprocessed=True, dtype="int8")
+    written = backbone.extract(mixed, [0, 3, 6], preprocessed=True, dtype="int8", out=tmp_path / "out", batch_size=2)
+    assert all(np.array_equal(one, other) for one, other in zip(written.sizes, expected.sizes))
+    assert written.source == expected.source and written.preprocessing == {"layers": 6, "inputs": "pixels"}
+    close = [np.abs(one.astype(int) - other).max() <= 1 for one, other in zip(written.taps, expected.taps)]
+    assert all(close)
+    assert [layer.fingerprint for layer in written.layers] == [backbone.layers[-1].fingerprint]
+    with pytest.raises(ValueError, match="inputs"):
+        backbone.extract(mixed[::-1], [0, 3, 6], preprocessed=True, dtype="int8", out=tmp_path / "out", batch_size=2)
