@@ -244,7 +244,7 @@ WRONG_FIT = {
     "sample_weight": ({"sample_weight": [1.0]}, ValueError, r"sample_weight must have shape \(samples,\) = \(40,\)"),
     "sample_weight negative": ({"sample_weight": -np.ones(40)}, ValueError, "sample_weight must be finite, 0 or more"),
     "sample_weight nan": ({"sample_weight": np.full(40, np.nan)}, ValueError, "sample_weight must be finite"),
-    "sample_weight nought": ({"sample_weight": np.zeros(40)}, ValueError, "sample_weight must be .* not all 0"),
+    "sample_weight nought": ({"sample_weight": np.zeros(40)}, ValueError, "sample_weight must be .* not all zero"),
     "sample_weight text": ({"sample_weight": ["a"] * 40}, TypeError, "sample_weight must be numbers"),
     "checkpoint_every alone": ({"checkpoint_every": 2}, ValueError, "checkpoint_every needs checkpoint"),
     "dtype": ({"dtype": "float8"}, ValueError, "dtype must be None or one of"),

@@ -656,7 +656,7 @@ static PyMethodDef graph_methods[] = {
            "gate_temperature=0.1, windows=None, base='first', gated_base=False, position=None)\n--\n\n"
            "The MTSA block over taps of one row space, or pooled to one, the guide last."),
     METHOD("mtsa_features", graph_mtsa_features,
-           "mtsa_features($self, prefix, taps, last, *, hidden, out_features, **settings)\n--\n\n"
+           "mtsa_features($self, prefix, taps, last, *, hidden, out_features)\n--\n\n"
            "The features that the guidance of the same MTSA block weighs, and their guide as the last of them."),
     METHOD("bottleneck", graph_bottleneck,
            "bottleneck($self, prefix, x, weights, *, width, out_features, stride=1, "

@@ -121,5 +121,5 @@ def _sample_weights(values, samples):
     if array.shape != (samples,):
         raise ValueError(f"sample_weight must have shape (samples,) = ({samples},), got {array.shape}")
     if not np.isfinite(array).all() or array.min() < 0 or array.max() == 0:
-        raise ValueError("sample_weight must be finite, 0 or more, and not all 0")
+        raise ValueError("sample_weight must be finite, zero or more, and not all zero")
     return array
