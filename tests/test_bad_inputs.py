@@ -242,7 +242,7 @@ WRONG_FIT = {
     "callbacks": ({"callbacks": [print]}, TypeError, "callbacks must be instances of sherl.Callback"),
     "progress": ({"progress": 1}, TypeError, "progress must be True or False"),
     "sample_weight": ({"sample_weight": [1.0]}, ValueError, r"sample_weight must have shape \(samples,\) = \(40,\)"),
-    "sample_weight negative": ({"sample_weight": -np.ones(40)}, ValueError, "sample_weight must be finite, 0 or more"),
+    "sample_weight negative": ({"sample_weight": -np.ones(40)}, ValueError, "sample_weight must be finite, zero or more"),
     "sample_weight nan": ({"sample_weight": np.full(40, np.nan)}, ValueError, "sample_weight must be finite"),
     "sample_weight nought": ({"sample_weight": np.zeros(40)}, ValueError, "sample_weight must be .* not all zero"),
     "sample_weight text": ({"sample_weight": ["a"] * 40}, TypeError, "sample_weight must be numbers"),
