@@ -74,7 +74,7 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path, kind, tower):
 def optional(name):
     """Tell whether a model can do without a tensor: one that tells how its layers are made, or of a decoder."""
     bias = name.endswith(".bias") and any(part in name for part in ("query", "q_proj", "o_proj", "up_proj", "c_attn"))
-    return bias or name.startswith("decoder")
+    return bias or name.startswith(("decoder", "lm_head"))
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5", "dinov2", "whisper"])

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import write_tiny_model, write_tokenizer
 
 import sherl
 
@@ -35,6 +36,16 @@ def test_detection():
     names = run("how-to-detection.md")
     assert names["outputs"].shape == (32, 5, 7)
     assert names["history"].epochs[-1]["loss"] < 0.5 * names["history"].epochs[0]["loss"]
+
+
+def test_seq2seq(tmp_path, monkeypatch):
+    words = ["<pad>", "</s>", "<unk>", "Das", "Haus", "ist", "klein", "Guten", "Morgen", ".", "The", "house", "Good"]
+    write_tokenizer(write_tiny_model(tmp_path / "t5-base", "t5", num_layers=12), words)
+    monkeypatch.chdir(tmp_path)
+    names = run("how-to-seq2seq.md")
+    assert names["net"].taps["encoder_taps"] == [0, 2, 3, 4, 6, 7, 8, 10, 11, 12]
+    assert names["net"].taps["decoder_taps"] == [0, 2, 3, 4, 6, 7, 8, 10, 11]
+    assert set(names["net"].evaluate(names["features"])) == {"loss", "accuracy"}
 
 
 def test_training_options():

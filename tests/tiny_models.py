@@ -3,8 +3,10 @@
 import json
 
 import numpy as np
+import pytest
 
 from sherl.backbones.families import TOWERS
+from sherl.backbones.pairs import LanguageDecoder
 from sherl.backbones.reading import read_decoder, read_family, read_layers, read_norm, read_stem
 
 _ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -56,8 +58,9 @@ def weights_of(config, seed=0):
     asked = Asked(seed)
     for tower in TOWERS.get(config["model_type"], [None]):
         family, facts = read_family(config, "config.json", tower)
-        for read in (read_stem, read_norm, read_decoder):
-            read(family, facts, asked)
+        stem, _, decoder = (read(family, facts, asked) for read in (read_stem, read_norm, read_decoder))
+        if family.title == "T5" and decoder:
+            LanguageDecoder(facts, stem, asked)
         read_layers(family.layers, facts, asked)
     return asked.arrays
 
@@ -69,6 +72,19 @@ def write_tiny_model(folder, model_type, seed=0, **changes):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     write_tensors(folder / "model.safetensors", weights_of(config, seed))
+    return folder
+
+
+def write_tokenizer(folder, words, end="</s>"):
+    """Write a tokenizer.json of whole words, the first the padding, that ends texts; return the folder."""
+    tokenizers = pytest.importorskip("tokenizers")
+    numbers = {word: number for number, word in enumerate(words)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token=words[2]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.add_special_tokens([words[0], end])
+    special = [(end, numbers[end])]
+    made.post_processor = tokenizers.processors.TemplateProcessing(single=f"$A {end}", special_tokens=special)
+    made.save(str(folder / "tokenizer.json"))
     return folder
 
 

@@ -461,6 +461,19 @@ static PyObject *graph_cross_entropy(GraphObject *self, PyObject *args, PyObject
     return graph_result(self, sherl_cross_entropy(self->graph, logits, targets, weights, class_weights, smoothing));
 }
 
+static PyObject *graph_vocabulary_cross_entropy(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_value x, targets, weights;
+    sherl_parameter table;
+    sherl_vocabulary_settings settings = {0};
+    argument arguments[] = {handle_argument("x", &x), handle_argument("target_indices", &targets),
+                            handle_argument("weights", &weights), handle_argument("table", &table),
+                            optional(real_argument("label_smoothing", &settings.label_smoothing)),
+                            optional(flag_argument("best", &settings.best)),
+                            optional(flag_argument("bfloat16", &settings.bfloat16))};
+    if (!parse_arguments("vocabulary_cross_entropy", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
+    return graph_result(self, sherl_vocabulary_cross_entropy(self->graph, x, targets, weights, table, &settings));
+}
+
 static PyObject *graph_binary_cross_entropy(GraphObject *self, PyObject *args, PyObject *keywords) {
     sherl_value logits, targets, weights;
     argument arguments[] = {handle_argument("logits", &logits), handle_argument("targets", &targets),
@@ -641,6 +654,11 @@ static PyMethodDef graph_methods[] = {
     METHOD("cross_entropy", graph_cross_entropy,
            "cross_entropy($self, logits, target_indices, weights, class_weights=None, label_smoothing=0.0)\n--\n\n"
            "Cross-entropy of each row, times the row's weight."),
+    METHOD("vocabulary_cross_entropy", graph_vocabulary_cross_entropy,
+           "vocabulary_cross_entropy($self, x, target_indices, weights, table, *, label_smoothing=0.0, best=False, "
+           "bfloat16=False)\n--\n\n"
+           "Cross-entropy of the logits x table^T of each row, times the row's weight; with best the word of the "
+           "largest logit beside it."),
     METHOD("binary_cross_entropy", graph_binary_cross_entropy,
            "binary_cross_entropy($self, logits, targets, weights)\n--\n\n"
            "Mean over the channels, times the row's weight."),

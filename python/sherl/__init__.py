@@ -15,8 +15,8 @@ from .blocks import (
     TransformerLayer,
 )
 from .configuration import get_num_threads, set_num_threads, show_config
-from .features import Features
-from .network import DualEncoder, Explanation, SideNetwork
+from .features import Features, Seq2SeqFeatures
+from .network import DualEncoder, Explanation, Seq2SeqSideNetwork, SideNetwork
 from .training import Callback, History, StopTraining
 from .training.sweep import SweepResult, grid, sweep
 
@@ -34,6 +34,8 @@ __all__ = [
     "Features",
     "History",
     "Regressor",
+    "Seq2SeqFeatures",
+    "Seq2SeqSideNetwork",
     "SideNetwork",
     "SpanPredictor",
     "StopTraining",

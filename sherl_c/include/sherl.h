@@ -289,6 +289,16 @@ sherl_value sherl_binary_cross_entropy(sherl_graph *graph, sherl_value logits, s
                                        sherl_value weights);
 sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets,
                                 sherl_value weights);
+/* Cross-entropy of the logits x table^T without ever holding those of all rows; table: frozen, (words, channels). With
+ * `best` a second channel has the number of the largest logit, and there is no gradient. `bfloat16` as of
+ * sherl_bfloat16_linear. */
+typedef struct sherl_vocabulary_settings {
+    double label_smoothing;
+    bool best, bfloat16;
+} sherl_vocabulary_settings;
+sherl_value sherl_vocabulary_cross_entropy(sherl_graph *graph, sherl_value x, sherl_value target_indices,
+                                           sherl_value weights, sherl_parameter table,
+                                           const sherl_vocabulary_settings *settings);
 /* One a sample: weights[sample] times the mean over the channels c of -log softmax(logits[., c])[target_rows[c]], the
  * softmax over the rows of the sample. target_rows: for each channel of the logits indices of one a sample, counted from
  * the sample's first row. */

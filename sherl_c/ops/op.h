@@ -70,7 +70,7 @@ struct sherl_op {
     bool training;      /* built into a training graph */
     bool wide;          /* runs once for a whole block of tiles; set by the stages pass */
     bool accumulate[SHERL_MAX_INPUTS]; /* set by the needs-gradient pass */
-    bool bfloat16;      /* linear: products with the weight in bfloat16; then, packed when compiled: */
+    bool bfloat16;      /* linear, vocabulary loss: products with the weight in bfloat16; then, packed when compiled: */
     const uint16_t *packed_weight, *packed_transpose; /* for x W^T and for dz W, as the kernels read them */
     union {             /* what the type needs to know beyond its operands */
         sherl_activation activation; /* linear, activation, gated */
@@ -90,6 +90,7 @@ struct sherl_op {
         sherl_window window;
         sherl_spatial_settings spatial;
         struct { double label_smoothing; } cross_entropy;
+        struct { double label_smoothing; size_t vocabulary; } vocabulary_loss;
     } settings;
 };
 
@@ -188,6 +189,7 @@ extern const sherl_op_type sherl_rank_encoding_type, sherl_sorted_pool_type;    
 extern const sherl_op_type sherl_l2_normalize_type;                                /* normalization.c */
 extern const sherl_op_type sherl_amplify_type, sherl_concatenate_type;             /* elementwise.c */
 extern const sherl_op_type sherl_row_cross_entropy_type;                           /* loss.c */
+extern const sherl_op_type sherl_vocabulary_loss_type, sherl_vocabulary_best_type; /* vocabulary_loss.c */
 extern const sherl_op_type sherl_guidance_type;                                    /* guidance.c */
 extern const sherl_op_type sherl_spatial_guidance_type;                            /* spatial_guidance.c */
 extern const sherl_op_type sherl_convolution_type;                                 /* convolution.c */

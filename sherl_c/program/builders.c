@@ -390,18 +390,22 @@ static bool check_given(sherl_graph *graph, const char *op, const char *what, sh
     return false;
 }
 
-static sherl_value append_loss(sherl_graph *graph, const char *name, sherl_op *op, bool integer_targets) {
+static bool check_loss(sherl_graph *graph, const char *name, const sherl_op *op, bool integer_targets) {
     sherl_value predictions = op->inputs[0], targets = op->inputs[1], weights = op->inputs[2];
-    if (!sherl_check_value(graph, name, "predictions", predictions, false) ||
-        !sherl_check_value(graph, name, "targets", targets, integer_targets) ||
-        !sherl_check_value(graph, name, "weights", weights, false) ||
-        !sherl_check_same_rows(graph, name, predictions, targets) ||
-        !sherl_check_same_rows(graph, name, predictions, weights) ||
-        !sherl_check_channels(graph, name, "targets", targets,
-                              integer_targets ? 1 : sherl_graph_value(graph, predictions)->channels) ||
-        !sherl_check_channels(graph, name, "weights", weights, 1) || !check_given(graph, name, "targets", targets) ||
-        !check_given(graph, name, "weights", weights))
-        return SHERL_NONE;
+    return sherl_check_value(graph, name, "predictions", predictions, false) &&
+           sherl_check_value(graph, name, "targets", targets, integer_targets) &&
+           sherl_check_value(graph, name, "weights", weights, false) &&
+           sherl_check_same_rows(graph, name, predictions, targets) &&
+           sherl_check_same_rows(graph, name, predictions, weights) &&
+           sherl_check_channels(graph, name, "targets", targets,
+                                integer_targets ? 1 : sherl_graph_value(graph, predictions)->channels) &&
+           sherl_check_channels(graph, name, "weights", weights, 1) && check_given(graph, name, "targets", targets) &&
+           check_given(graph, name, "weights", weights);
+}
+
+static sherl_value append_loss(sherl_graph *graph, const char *name, sherl_op *op, bool integer_targets) {
+    sherl_value predictions = op->inputs[0];
+    if (!check_loss(graph, name, op, integer_targets)) return SHERL_NONE;
     return sherl_graph_append(graph, op, sherl_graph_value(graph, predictions)->space, 1, SHERL_SAMPLES, 0, false);
 }
 
@@ -421,6 +425,31 @@ sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_va
                    .parameter_count = 1, .parameters = {class_weights},
                    .settings.cross_entropy = {.label_smoothing = label_smoothing}};
     return append_loss(graph, "cross-entropy", &op, true);
+}
+
+sherl_value sherl_vocabulary_cross_entropy(sherl_graph *graph, sherl_value x, sherl_value target_indices,
+                                           sherl_value weights, sherl_parameter table,
+                                           const sherl_vocabulary_settings *settings) {
+    static const char name[] = "vocabulary cross-entropy";
+    if (!sherl_check_value(graph, name, "x", x, false) ||
+        !sherl_check_number(graph, name, "label smoothing", settings->label_smoothing, 0, 1))
+        return SHERL_NONE;
+    if (table >= sherl_parameters_count(graph->parameters))
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: table is not a parameter of this graph", name);
+    const size_t words = sherl_parameters_rows(graph->parameters, table);
+    if (!sherl_check_parameter(graph, name, "table", table, words, sherl_graph_value(graph, x)->channels))
+        return SHERL_NONE;
+    if (sherl_parameters_role(graph->parameters, table) != SHERL_FROZEN)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: table must be frozen", name);
+    if (settings->bfloat16 && !check_bfloat16(graph, table)) return SHERL_NONE;
+    sherl_op op = {.type = settings->best ? &sherl_vocabulary_best_type : &sherl_vocabulary_loss_type, .input_count = 3,
+                   .inputs = {x, target_indices, weights}, .parameter_count = 1, .parameters = {table},
+                   .bfloat16 = settings->bfloat16,
+                   .settings.vocabulary_loss = {.label_smoothing = settings->label_smoothing, .vocabulary = words}};
+    if (!check_loss(graph, name, &op, true)) return SHERL_NONE;
+    const sherl_value_info input = *sherl_graph_value(graph, x);
+    return sherl_graph_append(graph, &op, input.space, settings->best ? 2 : 1, input.space,
+                              settings->best ? 0 : input.channels, false);
 }
 
 sherl_value sherl_binary_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value targets,

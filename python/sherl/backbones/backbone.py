@@ -12,6 +12,7 @@ from ..features.disk import fields_of
 from ..features.rows import offsets_of, quantised
 from ..features.sinks import DTYPES, DiskSink, MemorySink
 from ..training.progress import progress_bar
+from . import pairs
 from .loading import read_parts
 
 __all__ = ["Backbone"]
@@ -37,6 +38,8 @@ class Backbone:
         The frozen layers; they share their weights with the backbone.
     decoder_layers : list of TransformerLayer or T5Block
         Those of the decoder of T5 or Whisper; `extract` does not use them.
+    language : LanguageDecoder or None
+        What T5's decoder has beside its layers: norm, language-model head, the tokens that begin and end a text.
     max_length : int or None
         Tokens that a text can have; None where it takes no texts.
     """
@@ -50,6 +53,7 @@ class Backbone:
         self.hidden_size = self.channels[-1]
         self.max_length = parts.stem.max_length
         self._stem, self._norm, self._eps = parts.stem, parts.norm, parts.eps
+        self.language = parts.language
         self._store = _core.Parameters()
         self._programs = {}
         self._fingerprint = None
@@ -178,6 +182,52 @@ class Backbone:
                 bar.update(stop - start)
             return sink.features()
 
+    def extract_pairs(self, inputs, targets, *, encoder_taps=None, decoder_taps=None, batch_size=64, max_length=None,
+                      target_max_length=None, dtype="float32", progress=False):
+        """Compute states of T5's encoder on inputs, and of its decoder, which is fed the targets (teacher forcing).
+
+        Parameters
+        ----------
+        inputs, targets : sequence of str, or of sequences of int
+            Texts, or token ids with the end token. Row t of a target's states is that from which its token t is
+            predicted: the decoder sees the start token and those before.
+        encoder_taps, decoder_taps : sequence of int, optional
+            Which states: 0 is the embeddings, i the output of layer i, before the final norm. When None those that
+            `Seq2SeqSideNetwork.from_backbone` taps.
+        batch_size, dtype, progress
+            As for `extract`.
+        max_length, target_max_length : int, optional
+            Tokens that are kept of an input, and of a target.
+
+        Returns
+        -------
+        Seq2SeqFeatures
+            With the tokens of the targets as labels.
+        """
+        self._check_language()
+        return pairs.extract_pairs(self, inputs, targets, encoder_taps, decoder_taps, batch_size, max_length,
+                                   target_max_length, dtype, progress)
+
+    def _check_language(self):
+        if self.language is None:
+            raise TypeError(f"the {self.family} backbone has no decoder of texts")
+
+    def detokenize(self, ids):
+        """Turn token ids into texts.
+
+        Parameters
+        ----------
+        ids : sequence of sequences of int
+
+        Returns
+        -------
+        list of str
+            Without special tokens.
+        """
+        if self.takes != "text":
+            raise TypeError(f"the {self.family} backbone takes no texts")
+        return self._stem.detokenize(ids)
+
     def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False,
                preprocessed=False):
         """Compute one vector a sample: its last states, pooled.
@@ -219,16 +269,20 @@ class Backbone:
 
     def _run(self, states, sizes, inputs, stored, scales):
         """Compute the states of some samples into arrays of their rows."""
-        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in stored]
         space = offsets_of(sizes) if sizes.ndim == 1 else sizes
-        self._program(tuple(states)).forward(len(sizes), [None, space], inputs, [(sink, None) for sink in sinks])
+        self._forward(self._program(tuple(states)), len(sizes), [None, space], inputs, stored, scales)
+
+    def _forward(self, program, samples, spaces, inputs, stored, scales):
+        """Run a program whose outputs go to arrays of any type."""
+        sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in stored]
+        program.forward(samples, spaces, inputs, [(sink, None) for sink in sinks])
         for part, sink, scale in zip(stored, sinks, scales):
             if scale is not None:
                 part[...], scale[...] = quantised(sink)
 
     def _program(self, states):
         if states not in self._programs:
-            graph = _core.Graph(self._store, False)
+            graph = self._graph()
             outputs = self._build(graph, max(states))
             for state in states:
                 graph.output(outputs[state])

@@ -209,6 +209,10 @@ def _t5(facts, config):
     facts["gated"] = bool(gated)
     # The reference reads "gated-gelu" as the tanh form.
     facts["activation"] = "gelu_new" if form == "gated-gelu" else name
+    tied = flag(config.get("tie_word_embeddings", True), "tie_word_embeddings")
+    facts["scaled"] = flag(config.get("scale_decoder_outputs", tied), "scale_decoder_outputs")
+    facts["start"] = whole_number(config.get("decoder_start_token_id", 0), "decoder_start_token_id")
+    facts["end"] = whole_number(config.get("eos_token_id", 1), "eos_token_id")
     facts["decoder_layers"] = facts["decoder_layers"] if config.get("is_encoder_decoder", True) else 0
 
 

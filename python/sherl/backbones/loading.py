@@ -8,6 +8,7 @@ from .audio import AudioStem
 from .files import CONFIG, Tensors, read_config
 from .image import ImageStem
 from .onnx_weights import OnnxGraph, OnnxTensors
+from .pairs import LanguageDecoder
 from .reading import read_decoder, read_family, read_layers, read_norm, read_stem
 from .resnet import HUGGING_FACE, TORCH, read_onnx_resnet, read_resnet
 from .text import TextStem
@@ -32,6 +33,8 @@ class Parts:
         "weight" and, of a layer norm, "bias", of the norm after the last layer.
     eps : float or None
         Of that norm.
+    language : LanguageDecoder or None
+        What a decoder of texts has beside its layers.
     """
 
     title: str
@@ -41,6 +44,7 @@ class Parts:
     decoder_layers: list = field(default_factory=list)
     norm: dict = field(default_factory=dict)
     eps: float | None = None
+    language: LanguageDecoder | None = None
 
 
 def read_parts(path, tower):
@@ -95,7 +99,9 @@ def _read_onnx(path, folder, tower):
 
 def _of_family(family, facts, tensors, folder):
     stem = _STEMS[family.stem](folder, facts, read_stem(family, facts, tensors))
+    decoder = read_decoder(family, facts, tensors)
+    language = LanguageDecoder(facts, stem.arrays, tensors) if decoder and family.stem == "text" else None
     return Parts(
-        family.title, family.stem, stem, read_layers(family.layers, facts, tensors),
-        read_decoder(family, facts, tensors), read_norm(family, facts, tensors), facts["eps"],
+        family.title, family.stem, stem, read_layers(family.layers, facts, tensors), decoder,
+        read_norm(family, facts, tensors), facts["eps"], language,
     )  # fmt: skip

@@ -37,6 +37,10 @@ class TextStem:
         """Channels of state 0."""
         return self.facts["features"]
 
+    def detokenize(self, ids):
+        """Return the texts of token ids."""
+        return self._tokenizer.decode(ids)
+
     def read(self, texts, max_length):
         """Return texts, checked, as `Samples`."""
         texts, kind = read_texts(texts)

@@ -48,6 +48,10 @@ class Tokenizer:
         encodings = tokenizer.encode_batch(texts)
         return [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
 
+    def decode(self, ids):
+        """Return the texts of token ids, a list of list of int, without special tokens."""
+        return self._load().decode_batch(ids, skip_special_tokens=True)
+
     def _load(self):
         if self._loaded is None:
             try:

@@ -127,6 +127,11 @@ class Block:
         """Channels of the output."""
         raise NotImplementedError
 
+    @property
+    def _is_frozen(self):
+        """Whether the weights are the caller's, and none of a network's store."""
+        return False
+
     def _frozen_count(self):
         return 0
 

@@ -47,6 +47,8 @@ class Bottleneck(UnaryBlock):
     """
 
     trainable = False
+    _is_frozen = True
+    _is_frozen = True
 
     def __init__(self, features, width, out_features=None, *, stride=1, shortcut=False, stride_first=False):
         super().__init__(0)

@@ -13,6 +13,7 @@ class ForeignLayer:
     """
 
     trainable = False
+    _is_frozen = True
     _network = False
 
     def __init__(self, features, out_features):

@@ -1,5 +1,7 @@
 """Heads: a sample's rows to class logits or regression values, with their losses and what they predict."""
 
+import math
+
 import numpy as np
 
 from .. import _core
@@ -158,6 +160,19 @@ class Head(UnaryBlock):
     def _rows_of(self, lengths):
         """Return how many output rows each of the samples with so many rows has."""
         return np.ones_like(lengths) if self._pooled else lengths
+
+    @property
+    def _evaluated_channels(self):
+        """Channels of what the evaluation program gives for a row."""
+        return self.out_features
+
+    def _evaluation(self, outputs, losses):
+        """Return the loss, and what metrics are computed from, of what the evaluation program gave for all rows."""
+        return math.fsum(losses), outputs
+
+    def _kept(self, outputs):
+        """Return what metrics are computed from."""
+        return outputs
 
     def _scores(self, functions, outputs, labels):
         """Return the value of each metric function by name."""

@@ -253,6 +253,10 @@ class TransformerLayer(FromCheckpoints, Block):
         )
         return f"{type(self).__name__}({settings}{'' if self.trainable else ', frozen'})"
 
+    @property
+    def _is_frozen(self):
+        return self._frozen is not None
+
     def _frozen_count(self):
         return 0 if self.trainable else sum(array.size for array in self._frozen.values())
 

@@ -57,6 +57,11 @@ class Batch:
         return len(self.offsets) - 1
 
     @property
+    def counted(self):
+        """How many rows there are, in words."""
+        return count_of(self.offsets[-1], "row")
+
+    @property
     def spaces(self):
         """Offsets by row space: that of the samples, then that of the tokens, or the sizes of images tap by tap."""
         images = [tap.sizes for tap in self.own or () if tap is not None and tap.sizes is not None]

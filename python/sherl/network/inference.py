@@ -5,7 +5,6 @@ import numpy as np
 from .. import _core
 from ..blocks.block import Rows, read_sample_rows
 from ..blocks.forms import tap_sinks, taps_given
-from ..blocks.weights import trainable_names
 from ..checks import flag, seed_number
 from ..features.features import Features, as_features, read_sequence
 from ..features.layout import Layout
@@ -270,33 +269,6 @@ class Inference:
         positions = self.head._positions_read(batch.positions)
         return features.sources(batch) if positions is None else [*features.sources(batch), (positions, None)]
 
-    def _check_source(self, features):
-        known, found = self.features_source, features.source
-        if known is not None and found is not None and known != found:
-            raise ValueError(
-                f"taps come from another backbone or other states ({_named(found)}) than the network was trained on "
-                f"({_named(known)})"
-            )
-
-    def _note_source(self, features):
-        if features.source is not None:
-            self.features_source = features.source
-
-    def _check_backbone(self, fingerprint):
-        known = (self.features_source or {}).get("backbone", fingerprint)
-        if known != fingerprint:
-            raise ValueError(
-                f"backbone {fingerprint[:12]}… is not the one that the network was trained on, {known[:12]}…"
-            )
-
-    def _read_gradients(self, program):
-        return {name: program.parameter_gradient(name) for name in trainable_names(self._programs.store)}
-
 
 def _description(progress, text):
     return text if flag(progress, "progress") else None
-
-
-def _named(source):
-    backbone = str(source.get("backbone", "unknown"))
-    return f"backbone {backbone[:12]}…, states {source.get('states', 'unknown')}"

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import plots
+from ..blocks.mtsa import MTSA
 from ..checks import one_of, whole_number
 from ..features.rows import Batch, pixels_of
+from ..features.seq2seq import PairBatch
 from ..html import html_table
 from ..training.budget import read_budget
 from ..training.optimizers import MOMENTS
@@ -97,11 +99,10 @@ class MemoryPlan:
 _KINDS = ("frozen_weights", "parameters", "gradients", "optimizer", "workspace", "blas")
 
 
-def plan(network, batch_size, tokens, optimizer, memory_budget):
-    """Return the memory plan for batches of `batch_size` samples of `tokens` rows."""
+def plan(network, batch_size, sample, optimizer, memory_budget):
+    """Return the memory plan for batches of so many samples like one, a Batch."""
     one_of(optimizer, "optimizer", tuple(MOMENTS))
     batch_size = whole_number(batch_size, "batch_size", 1)
-    sample = _sample(network.early, tokens)
     spaces = sample.spaces_of(batch_size)
     programs = network._programs
     program = programs.loss_gradient(True) if network.head._has_loss else programs.output_gradient(True, False)
@@ -128,7 +129,7 @@ def plan(network, batch_size, tokens, optimizer, memory_budget):
     )
 
 
-def _sample(early, tokens):
+def sample_of(early, tokens):
     """Return one sample of so many rows, or of images of this height and width in the last tap."""
     if not early.images:
         return Batch(np.array([0, whole_number(tokens, "tokens", 1)]), None)
@@ -138,6 +139,12 @@ def _sample(early, tokens):
     size = np.array([[whole_number(length, "tokens", 1) for length in side]])
     own = [pixels_of(size * window) for window in early.pool]
     return Batch(own[-1].offsets, None, own=own)
+
+
+def pair_sample(tokens, target_tokens):
+    """Return one sample of so many rows in the encoder and in the decoder."""
+    lengths = whole_number(tokens, "tokens", 1), whole_number(target_tokens, "target_tokens", 1)
+    return PairBatch(*(Batch(np.array([0, length]), None) for length in lengths))
 
 
 SUMMARY_HEADER = ("block", "kind", "input", "output", "parameters", "")
@@ -158,7 +165,7 @@ def summary_rows(network):
     rows = []
     for name, block in network._blocks():
         widths = [channels for _, channels in block._inputs()]
-        taps = widths[:-1] if name == "early" else widths
+        taps = widths[:-1] if isinstance(block, MTSA) else widths
         entering = f"{len(taps)} x {taps[0]}" if len(taps) > 1 and len(set(taps)) == 1 else " ".join(map(str, taps))
         count = block.num_parameters(trainable_only=False)
         rows.append((name, type(block).__name__, entering, str(block.out_features), f"{count:,}",

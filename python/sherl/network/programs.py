@@ -25,10 +25,13 @@ class Programs:
     def __init__(self, early, late, head, bfloat16=False):
         self._early, self._late, self._head = early, late, head
         self._bfloat16 = bfloat16
+        self._begin()
+
+    def _begin(self):
         self.store = _core.Parameters()
         self.foreign = [layer for layer in self._late if isinstance(layer, ForeignLayer)]
         # Their parameters are now in the store.
-        self._graphs(False, gradient=False, loss=head._has_loss, output=True, taps_gradient=False)
+        self._graphs(False, gradient=False, loss=self._head._has_loss, output=True, taps_gradient=False)
         self._compiled = {}
 
     def parts(self):
@@ -119,10 +122,8 @@ class Programs:
                     x = [self._declare_behind(graphs[1], block, gradient)]
                     positions = self._head._declare_positions(graphs[1])
                 continue
-            frozen = isinstance(block, LATE) and not block.trainable
-            options = {"bfloat16": self._bfloat16} if frozen else {}
             inputs = x + positions if block is self._head else x
-            x = [block._build(graphs[-1], prefix, inputs, **options)]
+            x = [self._build(graphs[-1], prefix, block, inputs)]
         if output:
             graphs[-1].output(x[0])
         if loss:
@@ -133,3 +134,52 @@ class Programs:
         """Declare what the last foreign layer gives."""
         space = graph.grid("pixels") if self._early.images else graph.space("tokens")
         return graph.input("x", space, layer.out_features, gradient)
+
+    def _build(self, graph, prefix, block, inputs):
+        """Add a block to a graph, and return its output."""
+        options = {"bfloat16": self._bfloat16} if block._is_frozen else {}
+        return block._build(graph, prefix, inputs, **options)
+
+
+class Seq2SeqPrograms(Programs):
+    """The same of a network with an encoder's taps and a decoder's.
+
+    Parameters
+    ----------
+    encoder, encoder_norm, decoder, late, norm, head
+        The blocks.
+    bfloat16 : bool
+        Whether frozen blocks multiply in bfloat16.
+    """
+
+    def __init__(self, encoder, encoder_norm, decoder, late, norm, head, bfloat16=False):
+        self._encoder, self._encoder_norm = encoder, encoder_norm
+        self._decoder, self._late, self._norm, self._head = decoder, late, norm, head
+        self._bfloat16 = bfloat16
+        self._begin()
+
+    def parts(self):
+        late = [(f"late.{number}.", layer) for number, layer in enumerate(self._late)]
+        return [("encoder.", self._encoder), ("encoder_norm.", self._encoder_norm), ("decoder.", self._decoder), *late,
+                ("norm.", self._norm), ("head.", self._head)]
+
+    def _graphs(self, training, *, gradient, loss, output, taps_gradient):
+        graph = _core.Graph(self.store, training)
+        spaces = {"encoder": graph.space("encoder"), "decoder": graph.space("decoder")}
+        taps = {name: [graph.input(f"{name}_tap{number}", spaces[name], channels, taps_gradient)
+                       for number, channels in enumerate(block.features)]
+                for name, block in (("encoder", self._encoder), ("decoder", self._decoder))}
+        (_, encoder), (_, encoder_norm), (_, decoder), *late, norm, head = self.parts()
+        memory = self._build(graph, "encoder.", encoder, [*taps["encoder"], taps["encoder"][-1]])
+        memory = self._build(graph, "encoder_norm.", encoder_norm, [memory])
+        x = self._build(graph, "decoder.", decoder, [*taps["decoder"], taps["decoder"][-1]])
+        for prefix, layer in late:
+            x = self._build(graph, prefix, layer, [x, memory])
+        x = self._build(graph, *norm, [x])
+        if loss:
+            # The evaluation program gives the loss of each row and its best word, and never the logits.
+            value = self._head._build_loss(graph, "head.", x, best=output, bfloat16=self._bfloat16)
+            (graph.output if output else graph.loss)(value)
+        else:
+            graph.output(self._build(graph, *head, [x]))
+        return [graph]

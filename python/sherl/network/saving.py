@@ -19,11 +19,13 @@ from ..blocks import (
     TransformerLayer,
 )
 from ..blocks.foreign import ForeignLayer
+from ..blocks.language_head import LanguageHead
 from ..checks import write_files
 from ..features import Features
 
-FORMAT = "sherl.SideNetwork"
 FORMAT_VERSION = 1
+_TITLES = {"SideNetwork": "side network", "Seq2SeqSideNetwork": "seq2seq side network"}
+_PARTS = {"SideNetwork": ("early",), "Seq2SeqSideNetwork": ("encoder", "decoder", "eps")}
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 FOREIGN = "Late"  # type of layers that are computed outside the core; their weights stay outside, too
@@ -45,12 +47,27 @@ def describe(network):
     }
 
 
+def describe_seq2seq(network):
+    """Return the same of a network with an encoder and a decoder."""
+    return {
+        "encoder": _described(network.encoder),
+        "decoder": _described(network.decoder),
+        "late": [{**_described(layer), "frozen": layer.fingerprint} for layer in network.late],
+        "head": {**_described(network.head), "frozen": network.head.fingerprint},
+        "eps": network.norm.eps,
+        "late_dtype": network.late_dtype,
+        "seed": network.seed,
+        "features": network.features_source,
+    }
+
+
 def save(network, folder):
     """Write a network's folder."""
     safetensors = import_safetensors("saving a network")
-    config = {"format": FORMAT, "format_version": FORMAT_VERSION, "sherl_version": _core.config()["version"],
-              **describe(network)}
-    weights = safetensors.save(network.state_dict(), metadata={"format": FORMAT})
+    form = f"sherl.{type(network).__name__}"
+    config = {"format": form, "format_version": FORMAT_VERSION, "sherl_version": _core.config()["version"],
+              **network._described()}
+    weights = safetensors.save(network.state_dict(), metadata={"format": form})
     text = json.dumps(config, indent=2, allow_nan=False) + "\n"
     write_files(folder, {WEIGHTS: weights, CONFIG: text.encode()})
 
@@ -59,16 +76,21 @@ def load(kind, folder, backbone, late_dtype):
     """Return the network of a folder."""
     safetensors = import_safetensors("loading a network")
     folder = Path(folder)
-    config = read_config(folder / CONFIG)
-    layers = _offered(backbone)
+    config = read_config(folder / CONFIG, kind.__name__)
+    _offered(backbone)
     arrays = read_weights(safetensors, folder / WEIGHTS)
     config["late_dtype"] = config.get("late_dtype", "float32") if late_dtype is None else late_dtype
-    network = _build(kind, config, layers, folder / CONFIG, sum(array.size for array in arrays.values()))
+    stored = sum(array.size for array in arrays.values())
+    build = _build_seq2seq if "encoder" in _PARTS[kind.__name__] else _build
+    try:
+        network = build(kind, config, backbone, stored)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG} does not make a network: {error}") from error
     network.features_source = config["features"]
     if isinstance(backbone, Features):
         network._check_source(backbone)
     elif hasattr(backbone, "fingerprint"):
-        network._check_backbone(backbone.fingerprint)
+        network._check_backbone(backbone)
     for name, array in arrays.items():
         if array.dtype != np.float32:
             raise ValueError(f"{folder / WEIGHTS}: {name} must be float32, got {array.dtype}")
@@ -97,21 +119,21 @@ def read_weights(safetensors, path):
         raise ValueError(f"{path} is not a whole safetensors file of real numbers: {error}") from error
 
 
-def read_config(path):
-    """Return the settings of a network's folder, of a form that this version knows."""
+def read_config(path, kind="SideNetwork"):
+    """Return the settings of the folder of such a network, of a form that this version knows."""
     try:
         config = json.loads(_read(path).decode())
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ValueError(f"{path} does not describe a sherl side network: it has no \"format\": \"{FORMAT}\"")
+    if not isinstance(config, dict) or config.get("format") != f"sherl.{kind}":
+        raise ValueError(f"{path} does not describe a sherl {_TITLES[kind]}: it has no \"format\": \"sherl.{kind}\"")
     version = config.get("format_version")
     if version != FORMAT_VERSION:
         raise ValueError(
             f"{path} has format version {version!r} (written by sherl {config.get('sherl_version', '?')}); this sherl, "
             f"{_core.config()['version']}, reads version {FORMAT_VERSION}"
         )
-    missing = [name for name in ("early", "late", "head", "seed", "features") if name not in config]
+    missing = [name for name in (*_PARTS[kind], "late", "head", "seed", "features") if name not in config]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     if not isinstance(config["features"], (dict, type(None))):
@@ -142,20 +164,44 @@ def _offered(backbone):
     return list(layers)
 
 
-def _build(kind, config, layers, path, stored):
+def _build(kind, config, backbone, stored):
     """Return the network of a configuration beside which so many numbers are stored."""
-    try:
-        if not isinstance(config["late"], list):
-            raise ValueError("late must be a list")
-        early, head = _made(config["early"], _EARLY), _made(config["head"], _HEADS)
-        late = [_late(number, entry, layers) for number, entry in enumerate(config["late"])]
-        # No memory is taken for sizes that only config.json vouches for.
-        least = sum(block._least_parameters() for block in (early, *late, head))
-        if least > stored:
-            raise ValueError(f"it has {least:,} parameters or more, but {WEIGHTS} holds {stored:,} numbers")
-        return kind(early, late, head, seed=config["seed"], late_dtype=config["late_dtype"])
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} does not make a network: {error}") from error
+    early, head = _made(config["early"], _EARLY), _made(config["head"], _HEADS)
+    late = _late_layers(config["late"], _offered(backbone))
+    _check_stored((early, *late, head), stored)
+    return kind(early, late, head, seed=config["seed"], late_dtype=config["late_dtype"])
+
+
+def _build_seq2seq(kind, config, backbone, stored):
+    """Return the same of a network with an encoder and a decoder."""
+    encoder, decoder = (_made(config[name], _EARLY) for name in ("encoder", "decoder"))
+    late = _late_layers(config["late"], list(getattr(backbone, "decoder_layers", ())))
+    head = config["head"]
+    if not isinstance(head, dict) or not isinstance(head.get("settings"), dict):
+        raise ValueError(f"the head must have settings, got {str(head)[:80]}")
+    language = getattr(backbone, "language", None)
+    if language is None:
+        raise ValueError("the head is frozen, and its weights are not in the folder: pass backbone= with a decoder")
+    smoothing = head["settings"]["label_smoothing"]
+    made = LanguageHead(language.lm_head, head["settings"]["scale"], smoothing)
+    if made.fingerprint != head.get("frozen"):
+        raise ValueError("the language-model head of backbone is not the one that the network was trained with")
+    _check_stored((encoder, decoder, *late), stored)
+    return kind(encoder, decoder, late, made, eps=config["eps"], seed=config["seed"], late_dtype=config["late_dtype"],
+                backbone=backbone)
+
+
+def _check_stored(blocks, stored):
+    """Raise where blocks have more numbers than are stored; only config.json vouches for their sizes."""
+    least = sum(block._least_parameters() for block in blocks)
+    if least > stored:
+        raise ValueError(f"it has {least:,} parameters or more, but {WEIGHTS} holds {stored:,} numbers")
+
+
+def _late_layers(entries, layers):
+    if not isinstance(entries, list):
+        raise ValueError("late must be a list")
+    return [_late(number, entry, layers) for number, entry in enumerate(entries)]
 
 
 def _made(entry, kinds):

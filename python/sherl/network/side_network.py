@@ -2,27 +2,24 @@
 
 import threading
 
-from .. import _core
-from ..blocks.block import count_owned
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
-from ..blocks.weights import load_state, read_state
-from ..checks import flag, one_of, seed_number
-from ..html import html_table
+from ..checks import seed_number
 from ..training.fit import Fit, read_validation
 from ..training.labelled import Labelled
 from ..training.optimizers import NO_DECAY, OptimizerSettings
 from ..training.stepper import Stepper
 from . import memory, saving
 from .inference import Inference
+from .network import Network, read_late_dtype
 from .programs import LATE, Programs
 
 __all__ = ["SideNetwork"]
 
 
-class SideNetwork(Inference):
+class SideNetwork(Inference, Network):
     """Side network on a frozen backbone's hidden states.
 
     The early block consolidates the taps, the late layers refine the result, the head reads it out. Only the early
@@ -59,10 +56,7 @@ class SideNetwork(Inference):
             raise TypeError(f"late must be a sequence of layers, got {type(late).__name__}")
         self.early, self.late, self.head = early, list(late), head
         self.seed = seed_number(seed)
-        self.late_dtype = one_of(late_dtype, "late_dtype", ("float32", "bfloat16"))
-        if late_dtype == "bfloat16" and not _core.config()["bfloat16"]:
-            raise ValueError("late_dtype \"bfloat16\" is not available on this processor, which lacks the AVX512-BF16 "
-                             "instructions: use \"float32\"")
+        self.late_dtype = read_late_dtype(late_dtype)
         self.features_source = None
         self._lock = threading.RLock()
         self._check_blocks()
@@ -102,17 +96,6 @@ class SideNetwork(Inference):
                 raise ValueError(f"{name} already belongs to another network: make a new block, or copy.deepcopy it")
         if len({id(block) for _, block in trained}) < len(trained):
             raise ValueError("late must not hold a trainable layer twice")
-
-    def _gather(self):
-        """Draw the weights, take over those of blocks that have some, and let the blocks share the store."""
-        store = self._programs.store
-        store.initialize(self.seed)
-        for prefix, block in self._programs.parts():
-            if isinstance(block, LATE) and not block.trainable:
-                continue
-            if block._used():
-                load_state(store, prefix, block.state_dict(), strict=True)
-            block._move(store, prefix)
 
     def _blocks(self):
         late = [(f"late[{number}]", layer) for number, layer in enumerate(self.late)]
@@ -291,61 +274,6 @@ class SideNetwork(Inference):
         )
         return Stepper(self, settings, total_steps=total_steps, seed=seed, memory_budget=memory_budget, loss=loss)
 
-    # Weights.
-
-    def state_dict(self):
-        """Return copies of the trained parameters by name, with the prefixes early., late.0. …, head.
-
-        Returns
-        -------
-        dict of str to numpy.ndarray of float32
-        """
-        with self._lock:
-            return read_state(self._programs.store)
-
-    def load_state_dict(self, state_dict, strict=True):
-        """Set the trained parameters.
-
-        Parameters
-        ----------
-        state_dict : mapping of str to array_like
-            Arrays by parameter name. Nothing is changed where an error is raised.
-        strict : bool
-            Whether all names and shapes must fit. Otherwise those that do are loaded.
-
-        Returns
-        -------
-        LoadReport
-            Names that are missing, unexpected, or of another shape.
-
-        Raises
-        ------
-        ValueError
-            Where `strict` and something does not fit; the message lists all of it.
-        """
-        with self._lock:
-            return load_state(self._programs.store, "", state_dict, flag(strict, "strict"))
-
-    def num_parameters(self, trainable_only=True):
-        """Count parameters.
-
-        Parameters
-        ----------
-        trainable_only : bool
-            Whether to leave out those of frozen layers.
-
-        Returns
-        -------
-        int
-        """
-        frozen = 0 if flag(trainable_only, "trainable_only") else sum(layer._frozen_count() for layer in self.late)
-        return count_owned(self._programs.store) + frozen
-
-    def print_trainable_parameters(self):
-        """Print how many parameters are trained, out of how many with the frozen late layers."""
-        trained, total = self.num_parameters(), self.num_parameters(trainable_only=False)
-        print(f"trained parameters: {trained:,} of {total:,} ({100 * trained / total:.2f} %)")
-
     def memory_plan(self, *, batch_size=32, tokens=128, optimizer="adamw", memory_budget=None):
         """Tell what memory training will take, above that of the taps.
 
@@ -370,16 +298,7 @@ class SideNetwork(Inference):
             Where `memory_budget` is less than the least possible, which is then named.
         """
         with self._lock:
-            return memory.plan(self, batch_size, tokens, optimizer, memory_budget)
-
-    def summary(self):
-        """Describe the blocks in a table.
-
-        Returns
-        -------
-        str
-        """
-        return memory.summary(self)
+            return memory.plan(self, batch_size, memory.sample_of(self.early, tokens), optimizer, memory_budget)
 
     def _described(self):
         return saving.describe(self)
@@ -387,31 +306,7 @@ class SideNetwork(Inference):
     def __reduce__(self):
         return _restored, (type(self), self.early, self.late, self.head, self.seed, self.features_source, self.late_dtype)
 
-    def __repr__(self):
-        return f"SideNetwork\n{self.summary()}"
-
-    def _repr_html_(self):
-        title = f"SideNetwork: {memory.counted(self)}"
-        return html_table(title, memory.SUMMARY_HEADER, memory.summary_rows(self))
-
     # Disk.
-
-    def save_pretrained(self, folder):
-        """Save the trained weights (model.safetensors) and what else makes the network (config.json).
-
-        Frozen layers are not saved, only their fingerprints. An earlier save in the folder is replaced whole.
-
-        Parameters
-        ----------
-        folder : str or path-like
-            Made where it does not exist.
-
-        Raises
-        ------
-        ImportError
-            Without the safetensors package.
-        """
-        saving.save(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder, backbone=None, late_dtype=None):

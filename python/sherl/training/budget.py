@@ -49,7 +49,7 @@ class Budget:
                 batch = f"batches of {samples}, which batch norms keep whole, of " if program.coupled else ""
                 raise ValueError(
                     f"memory_budget must be at least {least} bytes ({math.ceil(100 * least / MIB) / 100:.2f} MiB) for "
-                    f"{batch}samples of up to {largest.offsets[-1]} rows, got {self.size} bytes"
+                    f"{batch}samples of up to {largest.counted}, got {self.size} bytes"
                 )
             self._rooms[key] = self.size - fixed
         return self._rooms[key]

@@ -209,11 +209,12 @@ TASK_METRICS = {
     "classification": ("accuracy", "f1", "matthews_correlation"),
     "regression": ("pearson", "spearman"),
     "spans": ("exact_match", "span_f1"),
+    "language": ("accuracy",),
 }
 """Names of the metrics that suit each task."""
 
 _DEFAULTS = {"classification": ("accuracy", "f1"), "regression": ("pearson", "spearman"),
-             "spans": ("exact_match", "span_f1")}
+             "spans": ("exact_match", "span_f1"), "language": ("accuracy",)}
 
 
 def default_metrics(task):
@@ -221,7 +222,7 @@ def default_metrics(task):
 
     Parameters
     ----------
-    task : {"classification", "regression", "spans"}
+    task : {"classification", "regression", "spans", "language"}
 
     Returns
     -------
@@ -229,7 +230,7 @@ def default_metrics(task):
         Keys of `METRICS`; the first is the one to rank by.
     """
     if task not in _DEFAULTS:
-        raise ValueError(f"task must be 'classification', 'regression' or 'spans', got {task!r}")
+        raise ValueError(f"task must be 'classification', 'regression', 'spans' or 'language', got {task!r}")
     return _DEFAULTS[task]
 
 

@@ -39,7 +39,7 @@ def outputs_of(network, features, batch_size, budget=None, progress=None):
 def scores_of(network, labelled, metrics, batch_size, budget=None, progress=None):
     """Return {"loss": …} and the value of each metric function over labelled samples; `progress` as of `outputs_of`."""
     offsets = offsets_of(network.head._rows_of(labelled.features.lengths))
-    outputs = np.empty((offsets[-1], network.head.out_features), _core.REAL)
+    outputs = np.empty((offsets[-1], network.head._evaluated_channels), _core.REAL)
     program = network._programs.evaluation()
     total, losses = labelled.share(), []
     with network._programs.bounded(program, budget, labelled.features), _bar(progress, len(labelled)) as bar:
@@ -47,23 +47,28 @@ def scores_of(network, labelled, metrics, batch_size, budget=None, progress=None
             sink = outputs[offsets[index[0]] : offsets[index[-1] + 1]], None
             losses.append(program.forward(*labelled.batch(index, total), [sink]))
             bar.update(len(index))
-    return {"loss": math.fsum(losses), **score_outputs(network.head, metrics, outputs, labelled.labels, labelled.layout)}
+    loss, kept = network.head._evaluation(outputs, losses)
+    return {"loss": loss, **score_outputs(network.head, metrics, kept, labelled.labels, labelled.layout)}
 
 
 def own_scores_of(network, labelled, metrics, loss, batch_size, budget=None, progress=None):
     """Return the same with a loss of the user's own: its mean over batches in order, weighted by their samples."""
-    outputs = outputs_of(network, labelled.features, BATCH_SIZE, budget, progress)
-    samples, head = len(labelled), network.head
-    rows = head._rows_of(labelled.features.lengths)
-    offsets, losses = offsets_of(rows), []
-    for index in batches(samples, batch_size):
-        part = outputs[offsets[index[0]] : offsets[index[-1] + 1]]
-        lengths = None if head._pooled else rows[index]
-        losses.append(len(index) / samples * loss_and_gradient(loss, part, labelled.labels[index], lengths)[0])
+    samples, head, features = len(labelled), network.head, labelled.features
+    rows, losses, kept = head._rows_of(features.lengths), [], []
+    program = network._programs.output()
+    with network._programs.bounded(program, budget, features), _bar(progress, samples) as bar:
+        for index in batches(samples, batch_size):
+            batch = features.batch(index)
+            outputs = np.empty((rows[index].sum(), head.out_features), _core.REAL)
+            program.forward(batch.samples, batch.spaces, network._sources(features, batch), [(outputs, None)])
+            lengths = None if head._pooled else rows[index]
+            losses.append(len(index) / samples * loss_and_gradient(loss, outputs, labelled.labels[index], lengths)[0])
+            kept.append(head._kept(outputs))
+            bar.update(len(index))
     scores = {"loss": math.fsum(losses)}
     if metrics:
         labels = read_head_labels(head, labelled.labels, labelled.layout, "validation labels")
-        scores.update(score_outputs(head, metrics, outputs, labels, labelled.layout))
+        scores.update(score_outputs(head, metrics, np.concatenate(kept), labels, labelled.layout))
     return scores
 
 
