@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import re
 import sys
 import tarfile
 import zipfile
@@ -42,7 +43,7 @@ def table_of(capsys, first):
     """Return the cells of the printed row that begins so."""
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(first + "  ")]
     assert len(lines) == 1
-    return lines[0].split("   ")
+    return re.split(" {3,}", lines[0])
 
 
 # ---- Files ----
