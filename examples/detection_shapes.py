@@ -11,12 +11,12 @@ import argparse
 import time
 
 import numpy as np
-from common import add_common_options, load_vit, prepare, spread
+from common import EXPLANATION, TRAINING_COLUMNS, Training, add_common_options, load_vit, prepare, spread
 
 import sherl
 from sherl import losses
 from sherl.command_line.console import aligned
-from sherl.command_line.measure import Measured, megabytes
+from sherl.command_line.measure import megabytes
 
 KINDS = ("disk", "rectangle", "triangle")
 STATES = [1, 3, 5, 7, 9, 11]
@@ -101,12 +101,12 @@ def score(outputs, boxes, labels):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=2000, metavar="N", help="images to train on (%(default)s)")
-    parser.add_argument("--test", type=int, default=500, metavar="N", help="images to score (%(default)s)")
+    parser.add_argument("--train", type=int, default=1000, metavar="N", help="images to train on (%(default)s)")
+    parser.add_argument("--test", type=int, default=200, metavar="N", help="images to score (%(default)s)")
     parser.add_argument("--held-out", action="store_true", help="score on other images than those of the test")
-    parser.add_argument("--size", type=int, default=112, metavar="N", help="pixels of a side (%(default)s)")
+    parser.add_argument("--size", type=int, default=84, metavar="N", help="pixels of a side (%(default)s)")
     parser.add_argument("--hidden", type=int, default=96, metavar="N", help="side channels (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, metavar="N", help="passes over the images (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=12, metavar="N", help="passes over the images (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="images of a step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="peak rate (%(default)s)")
     add_common_options(parser)
@@ -116,13 +116,14 @@ def main(argv=None):
     start = time.perf_counter()
     vit = load_vit()
     images, boxes, labels = draw_scenes(arguments.train, arguments.size, seed=1000)
-    test_images, test_boxes, test_labels = draw_scenes(arguments.test, arguments.size, 1002 if arguments.held_out else 1001)
+    test_seed = 1002 if arguments.held_out else 1001
+    test_images, test_boxes, test_labels = draw_scenes(arguments.test, arguments.size, test_seed)
     train, test = (vit.extract(part, STATES, dtype="float16", progress=True) for part in (images, test_images))
     print(f"{len(train)} images to train on, {len(test)} to score, {train.longest} queries an image: states in "
           f"{time.perf_counter() - start:.0f} s, {megabytes(train.nbytes + test.nbytes)}")
 
     names = {"untrained": 0, "SHERL": arguments.epochs}
-    scores, facts = {name: [] for name in names}, {"untrained": ["0", "", "", ""]}
+    scores, facts = {name: [] for name in names}, {"untrained": ["0", "", "", "", ""]}
     for seed in arguments.seeds:
         for name, epochs in names.items():
             network = sherl.SideNetwork(
@@ -130,22 +131,21 @@ def main(argv=None):
                 head=sherl.Detector(vit.hidden_size, len(KINDS), hidden=arguments.hidden), seed=seed,
             )  # fmt: skip
             if epochs:
-                with Measured() as fitting:
+                with Training() as fitting:
                     network.fit(train, losses.box_targets(boxes, labels), loss=losses.detection(len(KINDS)),
                                 epochs=epochs, batch_size=arguments.batch_size, learning_rate=arguments.learning_rate,
                                 seed=seed)  # fmt: skip
                 plan = network.memory_plan(batch_size=arguments.batch_size, tokens=train.longest)
-                facts.setdefault(name, [f"{network.num_parameters():,}", f"{fitting.seconds:.0f}",
-                                        megabytes(fitting.memory), megabytes(plan.total)])  # fmt: skip
+                facts.setdefault(name, [f"{network.num_parameters():,}", *fitting.cells, megabytes(plan.total)])
             outputs = network.forward(test)
             scores[name].append(score(np.split(outputs.taps[0], outputs.offsets[1:-1]), test_boxes, test_labels))
             print(f"seed {seed}, {name}: {scores[name][-1]}", flush=True)
-    rows = [["", "IoU, matched", "each seed", "F1 at IoU .5", "trained", "seconds", "memory", "planned"]]
+    rows = [["", "IoU, matched", "each seed", "F1 at IoU .5", "trained", *TRAINING_COLUMNS, "planned"]]
     for name, found in scores.items():
         ious, f1 = ([one[metric] for one in found] for metric in ("matched_iou", "f1"))
         rows.append([name, spread(ious), " ".join(f"{iou:.3f}" for iou in ious), spread(f1), *facts[name]])
     print(aligned(rows))
-    print("memory: growth of resident memory while training, beyond frozen weights and features")
+    print(EXPLANATION)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ import time
 
 import numpy as np
 from common import (
+    EXPLANATION,
+    TRAINING_COLUMNS,
+    Training,
     add_common_options,
     fetch_debian_package,
     load_resnet,
@@ -25,7 +28,7 @@ from PIL import Image
 
 import sherl
 from sherl.command_line.console import aligned
-from sherl.command_line.measure import Measured, megabytes
+from sherl.command_line.measure import megabytes
 from sherl.training.probe import fit_linear_probe
 
 CLASSES = 10
@@ -97,7 +100,7 @@ def main(argv=None):
     parser.add_argument("--size", type=int, metavar="N", help="pixels of a side (84 with the transformer, else 64)")
     parser.add_argument("--hidden", type=int, default=96, metavar="N", help="side channels (%(default)s)")
     parser.add_argument("--pool", choices=("mean", "first"), default="mean",
-                        help="rows that the head reads: of the vision transformer the first is the class token (%(default)s)")
+                        help="what the head reads; the first row is the class token (%(default)s)")
     parser.add_argument("--epochs", type=int, default=5, metavar="N", help="passes over the images (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images of a step (%(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="peak rate (%(default)s)")
@@ -118,30 +121,28 @@ def main(argv=None):
     print(f"{backbone}\n{len(images):,} images to train on and {len(test_images):,} to score, {size} pixels "
           f"a side: states in {time.perf_counter() - start:.0f} s, {megabytes(train.nbytes + test.nbytes)} as float16")
 
-    with Measured() as fitting:
-        probes = [fit_linear_probe(train_pooled, labels, "classification", seed) for seed in arguments.seeds[:1]]
-    scores = [np.mean(probe.predict(test_pooled) == test_labels) for probe in probes]
-    rows = [["", "accuracy", "each seed", "trained", "seconds", "memory", "planned"]]
-    rows.append(["linear probe", f"{scores[0]:.4f}", "", f"{probes[0].num_parameters:,}", f"{fitting.seconds:.0f}",
-                 megabytes(fitting.memory), ""])  # fmt: skip
+    with Training() as fitting:
+        probe = fit_linear_probe(train_pooled, labels, "classification")
+    score = np.mean(probe.predict(test_pooled) == test_labels)
+    print(f"linear probe: {score:.4f}, {fitting.seconds:.0f} s", flush=True)
+    rows = [["", "accuracy", "each seed", "trained", *TRAINING_COLUMNS, "planned"]]
+    rows.append(["linear probe", f"{score:.4f}", "", f"{probe.num_parameters:,}", *fitting.cells, ""])
 
-    scores, seconds, memory = [], [], []
+    scores, trainings = [], []
     for seed in arguments.seeds:
         network = make_network(backbone, states, arguments.hidden, arguments.pool, seed)
         tokens = tuple(map(int, train.sizes[-1][0])) if train.sizes is not None else train.longest
         plan = network.memory_plan(batch_size=arguments.batch_size, tokens=tokens)
-        with Measured() as fitting:
+        with Training() as fitting:
             network.fit(train, labels, epochs=arguments.epochs, batch_size=arguments.batch_size,
                         learning_rate=arguments.learning_rate, seed=seed)  # fmt: skip
         scores.append(network.evaluate(test, test_labels)["accuracy"])
-        seconds.append(fitting.seconds)
-        memory.append(fitting.memory)
+        trainings.append(fitting)
         print(f"seed {seed}: {scores[-1]:.4f}, {fitting.seconds:.0f} s, {megabytes(fitting.memory)}", flush=True)
     rows.append(["SHERL", spread(scores), " ".join(f"{score:.4f}" for score in scores),
-                 f"{network.num_parameters():,}", f"{np.median(seconds):.0f}", megabytes(memory[0]),
-                 megabytes(plan.total)])  # fmt: skip
+                 f"{network.num_parameters():,}", *trainings[0].cells, megabytes(plan.total)])  # fmt: skip
     print(aligned(rows))
-    print("memory: growth of resident memory while training, beyond frozen weights and features, of the first run")
+    print(EXPLANATION)
 
 
 if __name__ == "__main__":

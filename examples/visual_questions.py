@@ -14,6 +14,9 @@ import time
 
 import numpy as np
 from common import (
+    EXPLANATION,
+    TRAINING_COLUMNS,
+    Training,
     add_common_options,
     fetch_wheel,
     load_language_model,
@@ -26,7 +29,7 @@ from common import (
 
 import sherl
 from sherl.command_line.console import aligned
-from sherl.command_line.measure import Measured, megabytes
+from sherl.command_line.measure import megabytes
 from sherl.training.probe import fit_linear_probe
 
 IMAGE_STATES = [1, 3, 5, 7, 9, 11]  # as many as those of the language model
@@ -59,7 +62,8 @@ class Questions:
         last = [states.pooled(how="mean")[rows] for states, rows in ((words, text), (pictures, picture))]
         last.append(pictures.pooled(how="first")[picture])
         self.pooled = np.concatenate(last, axis=1)
-        self.taps = joined(words[text].select(range(len(IMAGE_STATES))), pictures[picture].select(range(len(IMAGE_STATES))))
+        tapped = range(len(IMAGE_STATES))
+        self.taps = joined(words[text].select(tapped), pictures[picture].select(tapped))
         self.answers = np.array([answers.index(name) for name in names])
 
 
@@ -79,12 +83,12 @@ def joined(first, second):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", type=int, default=10000, metavar="N", help="questions to train on (%(default)s)")
+    parser.add_argument("--train", type=int, default=5000, metavar="N", help="questions to train on (%(default)s)")
     parser.add_argument("--test", type=int, default=2500, metavar="N", help="questions to score (%(default)s)")
     parser.add_argument("--held-out", action="store_true",
                         help="score on the last questions of the training set, not on the test set: for choices")
-    parser.add_argument("--size", type=int, default=84, metavar="N", help="pixels of a side (%(default)s)")
-    parser.add_argument("--hidden", type=int, default=192, metavar="N", help="side channels (%(default)s)")
+    parser.add_argument("--size", type=int, default=56, metavar="N", help="pixels of a side (%(default)s)")
+    parser.add_argument("--hidden", type=int, default=96, metavar="N", help="side channels (%(default)s)")
     parser.add_argument("--pool", choices=("first", "mean"), default="first", help="(%(default)s)")
     parser.add_argument("--epochs", type=int, default=8, metavar="N", help="passes over the questions (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="questions of a step (%(default)s)")
@@ -104,14 +108,15 @@ def main(argv=None):
     print(f"{len(train.taps):,} questions to train on, {len(test.taps):,} to score, {len(answers)} answers: states in "
           f"{time.perf_counter() - start:.0f} s, {megabytes(train.taps.nbytes + test.taps.nbytes)}")
 
-    rows = [["", "accuracy", "each seed", "trained", "seconds", "memory", "planned"]]
+    rows = [["", "accuracy", "each seed", "trained", *TRAINING_COLUMNS, "planned"]]
     majority = np.bincount(train.answers).argmax()
-    rows.append([f"always {answers[majority]}", f"{np.mean(test.answers == majority):.4f}", "", "0", "", "", ""])
-    with Measured() as fitting:
+    rows.append([f"always {answers[majority]}", f"{np.mean(test.answers == majority):.4f}", "", "0", "", "", "", ""])
+    with Training() as fitting:
         probe = fit_linear_probe(train.pooled, train.answers, "classification", arguments.seeds[0])
     rows.append(["linear probe", f"{np.mean(probe.predict(test.pooled) == test.answers):.4f}", "",
-                 f"{probe.num_parameters:,}", f"{fitting.seconds:.0f}", megabytes(fitting.memory), ""])  # fmt: skip
-    scores, seconds, memory = [], [], []
+                 f"{probe.num_parameters:,}", *fitting.cells, ""])  # fmt: skip
+    print(f"{rows[1][0]}: {rows[1][1]}; linear probe: {rows[2][1]}, {fitting.seconds:.0f} s", flush=True)
+    scores, trainings = [], []
     for seed in arguments.seeds:
         network = sherl.SideNetwork(
             sherl.MTSA.cross_modal(vit.hidden_size, taps=len(IMAGE_STATES), hidden=arguments.hidden),
@@ -119,17 +124,16 @@ def main(argv=None):
             head=sherl.Classifier(vit.hidden_size, len(answers), pool=arguments.pool, pooler=True), seed=seed,
         )  # fmt: skip
         plan = network.memory_plan(batch_size=arguments.batch_size, tokens=train.taps.longest)
-        with Measured() as fitting:
+        with Training() as fitting:
             network.fit(train.taps, train.answers, epochs=arguments.epochs, batch_size=arguments.batch_size,
                         learning_rate=arguments.learning_rate, seed=seed)  # fmt: skip
         scores.append(network.evaluate(test.taps, test.answers)["accuracy"])
-        seconds.append(fitting.seconds)
-        memory.append(fitting.memory)
+        trainings.append(fitting)
         print(f"seed {seed}: {scores[-1]:.4f}, {fitting.seconds:.0f} s, {megabytes(fitting.memory)}", flush=True)
     rows.append(["SHERL", spread(scores), " ".join(f"{score:.4f}" for score in scores), f"{network.num_parameters():,}",
-                 f"{np.median(seconds):.0f}", megabytes(memory[0]), megabytes(plan.total)])  # fmt: skip
+                 *trainings[0].cells, megabytes(plan.total)])  # fmt: skip
     print(aligned(rows))
-    print("memory: growth of resident memory while training, beyond frozen weights and features, of the first run")
+    print(EXPLANATION)
 
 
 if __name__ == "__main__":

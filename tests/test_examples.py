@@ -151,7 +151,7 @@ def test_stamps_are_split_by_name():
 
 def test_states_pass_an_adapter_that_lets_them_through(vit, language_model, monkeypatch):
     monkeypatch.setattr(caption_retrieval, "IMAGE_STATES", [0, 1])
-    encoder = caption_retrieval.make_encoder(vit, language_model, 8, "mean", 0.2, 0)
+    encoder = caption_retrieval.make_encoder(vit, language_model, 8, "mean", 0.05, 0)
     caption_retrieval.let_states_through(encoder)
     texts = ["a good film", "bad"]
     last = language_model.extract(texts, [2])
