@@ -61,8 +61,9 @@ def test_inference(bars):
 
 def test_extraction(bars, tmp_path):
     backbone = sherl.load_backbone(write_tiny_bert(tmp_path))
-    backbone.extract(["a film"] * 5, batch_size=2, progress=True)
-    backbone.encode(["a film"] * 5, batch_size=2, progress=True)
+    backbone.extract(["a film"] * 5, batch_size=2)
+    backbone.encode(["a film"] * 5, batch_size=2)
+    backbone.extract(["a film"], progress=False)
     assert [(bar.description, bar.count, bar.total) for bar in Bar.made] == [("extract", 5, 5)] * 2
 
 

@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 from small import FEATURES, frozen_layer, problem, same_bits, taps_of
 from tiny_bert import write_tiny_bert
+from tiny_models import write_tiny_model
 
 import sherl
 from sherl.sklearn import FrozenFeatures, SherlClassifier, SherlRegressor
@@ -263,6 +264,17 @@ def test_frozen_features_are_what_the_backbone_extracts(folder):
     assert shorter.longest == 4
 
 
+@pytest.mark.parametrize("tower", [None, "image"])
+def test_images(tmp_path, tower):
+    folder = write_tiny_model(tmp_path / "model", "clip" if tower else "vit")
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    wanted = sherl.load_backbone(folder, tower).extract(images, [0, 1])
+    transformer = FrozenFeatures(folder, [0, 1], tower=tower, cache=tmp_path / "cache")
+    assert transformer.transform(images).fingerprint == wanted.fingerprint
+    assert transformer.transform(list(images)).fingerprint == wanted.fingerprint
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
 def test_texts_in_arrays(folder):
     transformer = FrozenFeatures(folder)
     wanted = transformer.transform(TEXTS[:4]).fingerprint
@@ -347,7 +359,7 @@ def test_a_backbone_is_loaded_once_and_again_when_its_files_change(folder, tmp_p
     import sherl.sklearn as module
 
     loads = []
-    monkeypatch.setattr(module, "load_backbone", lambda path: loads.append(path) or sherl.load_backbone(path))
+    monkeypatch.setattr(module, "load_backbone", lambda path, tower: loads.append(path) or sherl.load_backbone(path))
     copied = write_tiny_bert(tmp_path / "other", seed=1)
     first = FrozenFeatures(copied).transform(TEXTS[:2])
     FrozenFeatures(copied, [0]).transform(TEXTS[:2])

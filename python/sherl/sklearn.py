@@ -338,21 +338,25 @@ class FrozenFeatures(TransformerMixin, _Shared):
     backbone : str, path-like, or backbone of `load_backbone`
         What `load_backbone` loads; each process loads it once. A loaded one is shared by clones, but does not go to other
         processes.
-    taps, dtype, batch_size, max_length, progress
+    taps, dtype, batch_size, max_length, preprocessed, progress
         As for the backbone's `extract`.
+    tower : {"text", "image"}, optional
+        As for `load_backbone`.
     cache : str or path-like, optional
         Folder in which the states of each set of samples are kept, on disk, for the next time that they are asked for: by
         another candidate of a search, in another process, or tomorrow. What another process computes is waited for.
         Nothing is ever removed from it.
     """
 
-    def __init__(self, backbone, taps="all", *, dtype="float32", batch_size=128, max_length=None, cache=None,
-                 progress=False):
+    def __init__(self, backbone, taps="all", *, dtype="float32", batch_size=128, max_length=None, preprocessed=False,
+                 tower=None, cache=None, progress=False):
         self.backbone = backbone
         self.taps = taps
         self.dtype = dtype
         self.batch_size = batch_size
         self.max_length = max_length
+        self.preprocessed = preprocessed
+        self.tower = tower
         self.cache = cache
         self.progress = progress
 
@@ -390,16 +394,17 @@ class FrozenFeatures(TransformerMixin, _Shared):
         """
         backbone = self.backbone
         if not hasattr(backbone, "extract"):
-            backbone = _loaded(str(backbone), _stamp(backbone))
+            backbone = _loaded(str(backbone), self.tower, _stamp(backbone))
         samples = X.to_numpy() if hasattr(X, "to_numpy") else X
         out = None
         if self.cache is not None:
-            settings = [backbone.fingerprint, self.taps, self.dtype, self.max_length, self.batch_size]
+            settings = [backbone.fingerprint, self.taps, self.dtype, self.max_length, self.preprocessed, self.batch_size]
             out = Path(self.cache) / _fingerprint(settings, samples)
         while True:
             try:
                 return backbone.extract(samples, self.taps, batch_size=self.batch_size, max_length=self.max_length,
-                                        dtype=self.dtype, progress=self.progress, out=out)
+                                        dtype=self.dtype, preprocessed=self.preprocessed, progress=self.progress,
+                                        out=out)
             except BeingWritten:
                 time.sleep(0.1)
 
@@ -427,8 +432,8 @@ def _fingerprint(settings, samples):
 
 
 @lru_cache(maxsize=2)
-def _loaded(path, stamp):
-    return load_backbone(path)
+def _loaded(path, tower, stamp):
+    return load_backbone(path, tower)
 
 
 def _stamp(path):
