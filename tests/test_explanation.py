@@ -129,8 +129,8 @@ def test_spatial_guidance_has_one_row_a_sample_and_weighs_all_taps():
 
 def test_names_are_the_states_that_the_features_tell():
     rows = [tap.reshape(-1, FEATURES) for tap in taps_of(taps=3)]
-    for states, names in {(0, 2, 5): ["embedding", "layer 2"], ("stem", "block.1", "block.2"): ["stem", "block.1"]}.items():
-        features = sherl.Features(rows, [7] * 12, source={"backbone": "b", "states": list(states)})
+    for states, names in (([0, 2, 5], ["embedding", "layer 2"]), (["stem", "block", "last"], ["stem", "block"])):
+        features = sherl.Features(rows, [7] * 12, source={"backbone": "b", "states": states})
         assert network().explain(features).names == names
 
 

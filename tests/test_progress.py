@@ -9,8 +9,6 @@ from tiny_bert import write_tiny_bert
 
 import sherl
 
-ENCODER = {"early": lambda: sherl.MTSA(3, FEATURES, 8), "head": lambda: sherl.Embedding(FEATURES, 8)}
-
 
 class Bar(contextlib.nullcontext):
     made = []
@@ -35,7 +33,8 @@ def bars(monkeypatch):
 
 
 def encoder():
-    return sherl.DualEncoder(*(sherl.SideNetwork(ENCODER["early"](), [], ENCODER["head"](), seed=seed) for seed in (0, 1)))
+    return sherl.DualEncoder(*(sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), [], sherl.Embedding(FEATURES, 8))
+                               for _ in range(2)))
 
 
 def test_training(bars):

@@ -1,4 +1,4 @@
-"""Estimators in scikit-learn: its own checks, pipelines, searches over processes, clones, pickles; and what they learn."""
+"""Estimators in scikit-learn: its own checks, pipelines, searches over processes, clones, pickles; what they learn."""
 
 import fcntl
 import os
@@ -144,7 +144,8 @@ def test_random_state():
     features, labels = features_and_labels()
 
     def weights(state):
-        return SherlClassifier(**{**FAST, "epochs": 1, "random_state": state}).fit(features, labels).network_.state_dict()
+        model = SherlClassifier(**{**FAST, "epochs": 1, "random_state": state})
+        return model.fit(features, labels).network_.state_dict()
 
     assert same_bits(weights(3), weights(3)) and not same_bits(weights(3), weights(4))
     assert same_bits(weights(np.random.RandomState(3)), weights(3))
@@ -232,7 +233,8 @@ def test_pickles_and_joblib_files(tmp_path):
 def test_processes_of_joblib():
     features, labels = features_and_labels()
     model = SherlClassifier(**FAST).fit(features, labels)
-    parts = joblib.Parallel(n_jobs=2)(joblib.delayed(model.predict)(features[part]) for part in (slice(30), slice(30, 60)))
+    halves = features[:30], features[30:]
+    parts = joblib.Parallel(n_jobs=2)(joblib.delayed(model.predict)(half) for half in halves)
     np.testing.assert_array_equal(np.concatenate(parts), model.predict(features))
 
 
@@ -317,7 +319,8 @@ def test_a_cache_keeps_each_set_of_samples_once(folder, tmp_path, monkeypatch):
 def test_a_cache_shared_by_processes(folder, tmp_path):
     scores = []
     for cache, jobs in ((tmp_path, 2), (None, 1)):
-        model = make_pipeline(FrozenFeatures(folder, cache=cache), SherlClassifier(late="features", pool="first", **FAST))
+        model = make_pipeline(FrozenFeatures(folder, cache=cache),
+                              SherlClassifier(late="features", pool="first", **FAST))
         search = GridSearchCV(model, {"sherlclassifier__hidden": [2, 4, 8, 16]}, cv=2, n_jobs=jobs).fit(TEXTS, LABELS)
         scores.append(search.cv_results_["split1_test_score"])
     np.testing.assert_array_equal(*scores)

@@ -121,8 +121,8 @@ class Graph:
                       down: Literal["layernorm", "gated", "relu", "batchnorm"] = "layernorm",
                       guidance: Literal["token", "residual_mlp", "spatial"] = "token",
                       up_norm: Literal["none", "layernorm", "batchnorm"] = "none", eps: float = 1e-8,
-                      down_norm_eps: float = 1e-5, up_norm_eps: float = 1e-12, momentum: float = 0.1, dropout: float = 0.0,
-                      gate_temperature: float = 0.1, windows: Sequence[int] | None = None,
+                      down_norm_eps: float = 1e-5, up_norm_eps: float = 1e-12, momentum: float = 0.1,
+                      dropout: float = 0.0, gate_temperature: float = 0.1, windows: Sequence[int] | None = None,
                       base: Literal["first", "last", "position"] = "first", gated_base: bool = False,
                       position: int | None = None) -> list[int]: ...
     # weights, norms folded in: reduce_weight, reduce_bias, window_weight (width, 9 * width), window_bias,
