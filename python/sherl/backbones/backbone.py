@@ -174,8 +174,11 @@ class Backbone:
         else:
             sink = DiskSink(out, taps, fields, **facts, inputs=read.fingerprint(), recipe={"batch_size": batch_size})
         count = len(read.sizes)
-        bar = progress_bar(flag(progress, "progress"), count, "extract", sink.samples, delay=PATIENCE)
-        with sink, bar, self._lock:
+        with (
+            sink,
+            progress_bar(flag(progress, "progress"), count, "extract", sink.samples, delay=PATIENCE) as bar,
+            self._lock,
+        ):
             for start in range(sink.samples, count, batch_size):
                 stop = min(start + batch_size, count)
                 self._run(states, read.sizes[start:stop], read.inputs(start, stop), *sink.room(stop - start))
