@@ -120,7 +120,8 @@ def test_encode(backbone):
     assert np.allclose(np.linalg.norm(backbone.encode(TEXTS, normalize=True), axis=1), 1, atol=1e-6)
 
 
-def test_progress(backbone, capsys):
+def test_progress(backbone, capsys, monkeypatch):
+    monkeypatch.setattr("sherl.backbones.backbone.PATIENCE", 0)
     backbone.extract(TEXTS, progress=True)
     assert "5/5" in capsys.readouterr().err
 

@@ -128,10 +128,10 @@ def test_spatial_guidance_has_one_row_a_sample_and_weighs_all_taps():
 
 
 def test_names_are_the_states_that_the_features_tell():
-    taps = taps_of(taps=3)
-    features = sherl.Features([tap.reshape(-1, FEATURES) for tap in taps], [7] * 12,
-                              source={"backbone": "b", "states": [0, 2, 5]})
-    assert network().explain(features).names == ["embedding", "layer 2"]
+    rows = [tap.reshape(-1, FEATURES) for tap in taps_of(taps=3)]
+    for states, names in (([0, 2, 5], ["embedding", "layer 2"]), (["stem", "block", "last"], ["stem", "block"])):
+        features = sherl.Features(rows, [7] * 12, source={"backbone": "b", "states": states})
+        assert network().explain(features).names == names
 
 
 def test_table_and_quantiles():

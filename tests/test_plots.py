@@ -27,7 +27,8 @@ def swept():
     taps, labels, mask = problem(samples=40)
     configurations = sherl.grid(lambda hidden: sherl.SideNetwork(sherl.MTSA(3, FEATURES, hidden), [],
                                                                  sherl.Classifier(FEATURES, 2)), hidden=[2, 8, 24])
-    return sherl.sweep(taps, labels, configurations, mask=mask, epochs=2, validation=(taps, labels, mask), progress=False)
+    return sherl.sweep(taps, labels, configurations, mask=mask, epochs=2, validation=(taps, labels, mask),
+                       progress=False)
 
 
 def drawn(figure, label, panel=0):
@@ -104,11 +105,12 @@ def test_frontier_of_a_sweep(swept, cost):
 
 
 def test_frontier_joins_what_none_beats():
-    points = [{"name": "a", "cost": 1, "f1": 0.5}, {"name": "b", "cost": 2, "f1": 0.4}, {"name": "c", "cost": 3, "f1": 0.9},
-              {"name": "d", "cost": 3, "f1": 0.8}, {"name": "e", "cost": 4, "f1": None}, {"name": "f", "cost": 5, "f1": 0.9}]
+    values = [("a", 1, 0.5), ("b", 2, 0.4), ("c", 3, 0.9), ("d", 3, 0.8), ("e", 4, None), ("f", 5, 0.9)]
+    points = [{"name": name, "cost": cost, "f1": f1} for name, cost, f1 in values]
     line = plots.frontier(points, "cost", "f1").axes[0].lines[0]
     assert list(line.get_xdata()) == [1, 3] and list(line.get_ydata()) == [0.5, 0.9]
-    losses = [{"name": "a", "cost": 1, "loss": 0.5}, {"name": "b", "cost": 2, "loss": 0.4}, {"name": "c", "cost": 3, "loss": 1}]
+    losses = [{"name": name, "cost": cost, "loss": loss} for name, cost, loss in [("a", 1, 0.5), ("b", 2, 0.4),
+                                                                                  ("c", 3, 1)]]
     assert list(plots.frontier(losses, "cost", "loss").axes[0].lines[0].get_xdata()) == [1, 2]
 
 

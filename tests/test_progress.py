@@ -9,8 +9,6 @@ from tiny_bert import write_tiny_bert
 
 import sherl
 
-ENCODER = {"early": lambda: sherl.MTSA(3, FEATURES, 8), "head": lambda: sherl.Embedding(FEATURES, 8)}
-
 
 class Bar(contextlib.nullcontext):
     made = []
@@ -35,7 +33,8 @@ def bars(monkeypatch):
 
 
 def encoder():
-    return sherl.DualEncoder(*(sherl.SideNetwork(ENCODER["early"](), [], ENCODER["head"](), seed=seed) for seed in (0, 1)))
+    return sherl.DualEncoder(*(sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), [], sherl.Embedding(FEATURES, 8))
+                               for _ in range(2)))
 
 
 def test_training(bars):
@@ -61,8 +60,9 @@ def test_inference(bars):
 
 def test_extraction(bars, tmp_path):
     backbone = sherl.load_backbone(write_tiny_bert(tmp_path))
-    backbone.extract(["a film"] * 5, batch_size=2, progress=True)
-    backbone.encode(["a film"] * 5, batch_size=2, progress=True)
+    backbone.extract(["a film"] * 5, batch_size=2)
+    backbone.encode(["a film"] * 5, batch_size=2)
+    backbone.extract(["a film"], progress=False)
     assert [(bar.description, bar.count, bar.total) for bar in Bar.made] == [("extract", 5, 5)] * 2
 
 

@@ -1,4 +1,4 @@
-"""Estimators in scikit-learn: its own checks, pipelines, searches over processes, clones, pickles; and what they learn."""
+"""Estimators in scikit-learn: its own checks, pipelines, searches over processes, clones, pickles; what they learn."""
 
 import fcntl
 import os
@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 from small import FEATURES, frozen_layer, problem, same_bits, taps_of
 from tiny_bert import write_tiny_bert
+from tiny_models import write_tiny_model
 
 import sherl
 from sherl.sklearn import FrozenFeatures, SherlClassifier, SherlRegressor
@@ -143,7 +144,8 @@ def test_random_state():
     features, labels = features_and_labels()
 
     def weights(state):
-        return SherlClassifier(**{**FAST, "epochs": 1, "random_state": state}).fit(features, labels).network_.state_dict()
+        model = SherlClassifier(**{**FAST, "epochs": 1, "random_state": state})
+        return model.fit(features, labels).network_.state_dict()
 
     assert same_bits(weights(3), weights(3)) and not same_bits(weights(3), weights(4))
     assert same_bits(weights(np.random.RandomState(3)), weights(3))
@@ -231,7 +233,8 @@ def test_pickles_and_joblib_files(tmp_path):
 def test_processes_of_joblib():
     features, labels = features_and_labels()
     model = SherlClassifier(**FAST).fit(features, labels)
-    parts = joblib.Parallel(n_jobs=2)(joblib.delayed(model.predict)(features[part]) for part in (slice(30), slice(30, 60)))
+    halves = features[:30], features[30:]
+    parts = joblib.Parallel(n_jobs=2)(joblib.delayed(model.predict)(half) for half in halves)
     np.testing.assert_array_equal(np.concatenate(parts), model.predict(features))
 
 
@@ -261,6 +264,17 @@ def test_frozen_features_are_what_the_backbone_extracts(folder):
         assert found.fingerprint == wanted.fingerprint and found.source == wanted.source
     shorter = FrozenFeatures(folder, max_length=4, batch_size=3).transform(TEXTS)
     assert shorter.longest == 4
+
+
+@pytest.mark.parametrize("tower", [None, "image"])
+def test_images(tmp_path, tower):
+    folder = write_tiny_model(tmp_path / "model", "clip" if tower else "vit")
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    wanted = sherl.load_backbone(folder, tower).extract(images, [0, 1])
+    transformer = FrozenFeatures(folder, [0, 1], tower=tower, cache=tmp_path / "cache")
+    assert transformer.transform(images).fingerprint == wanted.fingerprint
+    assert transformer.transform(list(images)).fingerprint == wanted.fingerprint
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_texts_in_arrays(folder):
@@ -305,7 +319,8 @@ def test_a_cache_keeps_each_set_of_samples_once(folder, tmp_path, monkeypatch):
 def test_a_cache_shared_by_processes(folder, tmp_path):
     scores = []
     for cache, jobs in ((tmp_path, 2), (None, 1)):
-        model = make_pipeline(FrozenFeatures(folder, cache=cache), SherlClassifier(late="features", pool="first", **FAST))
+        model = make_pipeline(FrozenFeatures(folder, cache=cache),
+                              SherlClassifier(late="features", pool="first", **FAST))
         search = GridSearchCV(model, {"sherlclassifier__hidden": [2, 4, 8, 16]}, cv=2, n_jobs=jobs).fit(TEXTS, LABELS)
         scores.append(search.cv_results_["split1_test_score"])
     np.testing.assert_array_equal(*scores)
@@ -347,7 +362,7 @@ def test_a_backbone_is_loaded_once_and_again_when_its_files_change(folder, tmp_p
     import sherl.sklearn as module
 
     loads = []
-    monkeypatch.setattr(module, "load_backbone", lambda path: loads.append(path) or sherl.load_backbone(path))
+    monkeypatch.setattr(module, "load_backbone", lambda path, tower: loads.append(path) or sherl.load_backbone(path))
     copied = write_tiny_bert(tmp_path / "other", seed=1)
     first = FrozenFeatures(copied).transform(TEXTS[:2])
     FrozenFeatures(copied, [0]).transform(TEXTS[:2])

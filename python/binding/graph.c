@@ -674,7 +674,9 @@ static PyMethodDef graph_methods[] = {
            "gate_temperature=0.1, windows=None, base='first', gated_base=False, position=None)\n--\n\n"
            "The MTSA block over taps of one row space, or pooled to one, the guide last."),
     METHOD("mtsa_features", graph_mtsa_features,
-           "mtsa_features($self, prefix, taps, last, *, hidden, out_features)\n--\n\n"
+           "mtsa_features($self, prefix, taps, last, *, hidden, out_features, down='layernorm', guidance='token', "
+           "up_norm='none', eps=1e-08, down_norm_eps=1e-05, up_norm_eps=1e-12, momentum=0.1, dropout=0.0, "
+           "gate_temperature=0.1, windows=None, base='first', gated_base=False, position=None)\n--\n\n"
            "The features that the guidance of the same MTSA block weighs, and their guide as the last of them."),
     METHOD("bottleneck", graph_bottleneck,
            "bottleneck($self, prefix, x, weights, *, width, out_features, stride=1, "

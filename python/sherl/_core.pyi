@@ -116,9 +116,15 @@ class Graph:
              gate_temperature: float = 0.1, windows: Sequence[int] | None = None,
              base: Literal["first", "last", "position"] = "first", gated_base: bool = False,
              position: int | None = None) -> int: ...
-    # the arguments are those of mtsa; the features that its guidance weighs, and their guide as the last of them
+    # of the same block: the features that its guidance weighs, and their guide as the last of them
     def mtsa_features(self, prefix: str, taps: Sequence[int], last: int, *, hidden: int, out_features: int,
-                      **settings: Any) -> list[int]: ...
+                      down: Literal["layernorm", "gated", "relu", "batchnorm"] = "layernorm",
+                      guidance: Literal["token", "residual_mlp", "spatial"] = "token",
+                      up_norm: Literal["none", "layernorm", "batchnorm"] = "none", eps: float = 1e-8,
+                      down_norm_eps: float = 1e-5, up_norm_eps: float = 1e-12, momentum: float = 0.1,
+                      dropout: float = 0.0, gate_temperature: float = 0.1, windows: Sequence[int] | None = None,
+                      base: Literal["first", "last", "position"] = "first", gated_base: bool = False,
+                      position: int | None = None) -> list[int]: ...
     # weights, norms folded in: reduce_weight, reduce_bias, window_weight (width, 9 * width), window_bias,
     # expand_weight, expand_bias, and with a shortcut map shortcut_weight, shortcut_bias
     def bottleneck(self, prefix: str, x: int, weights: dict[str, Array], *, width: int, out_features: int,

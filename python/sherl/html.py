@@ -29,7 +29,8 @@ def html_table(title, header, rows, marked=None):
 
 
 def _line(tag, values, sides, style=""):
-    cells = (f"<{tag} style=\"text-align: {side}\">{escape(_text(value))}</{tag}>" for value, side in zip(values, sides))
+    cells = (f"<{tag} style=\"text-align: {side}\">{escape(_text(value))}</{tag}>"
+             for value, side in zip(values, sides))
     return f"<tr{style}>{''.join(cells)}</tr>"
 
 

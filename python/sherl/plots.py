@@ -29,7 +29,7 @@ def history(history):
     Returns
     -------
     matplotlib.figure.Figure
-        Losses by step (with their running mean), losses by epoch, and the metrics of the validation where there are some.
+        Losses by step (with their running mean), losses by epoch, and the metrics of the validation, if any.
     """
     epochs = [entry["epoch"] for entry in history.epochs]
     entries = list(dict.fromkeys(name for entry in history.epochs for name in entry))
@@ -88,8 +88,8 @@ def frontier(results, x="parameters", y=None, *, batch_size=32, tokens=128):
     results : SweepResult, or sequence of dict
         Each with ``"name"`` and the entries that `x` and `y` name.
     x : str
-        What it costs: an entry such as ``"parameters"``. ``"memory"`` of a sweep is the bytes that training takes beside
-        frozen weights and taps, by the networks' `memory_plan`.
+        What it costs: an entry such as ``"parameters"``. ``"memory"`` of a sweep is the bytes that training takes
+        beside frozen weights and taps, by the networks' `memory_plan`.
     y : str, optional
         What it gives: an entry. More is better, unless its name ends in "loss". When None, what the sweep monitored.
     batch_size, tokens : int
@@ -196,7 +196,8 @@ def memory_plan(plan):
 
 def _draw_steps(axis, losses):
     steps = np.arange(1, len(losses) + 1)
-    axis.plot(steps, losses, color="C0", alpha=0.35, linewidth=1, label="of a step", marker="." if len(losses) < 3 else "")
+    axis.plot(steps, losses, color="C0", alpha=0.35, linewidth=1, label="of a step",
+              marker="." if len(losses) < 3 else "")
     window = len(losses) // 25
     if window > 1:
         sums = np.cumsum([0.0, *losses])
@@ -218,7 +219,8 @@ def _draw_epochs(axis, history, names):
         values = [entry.get(name, math.nan) for entry in history.epochs]
         axis.plot(epochs, values, color=color, marker="o", markersize=4, label=text)
     if history.best_epoch is not None:
-        axis.axvline(history.best_epoch, color="0.4", linestyle=":", label=f"best: epoch {history.best_epoch}", zorder=0)
+        axis.axvline(history.best_epoch, color="0.4", linestyle=":", label=f"best: epoch {history.best_epoch}",
+                     zorder=0)
     axis.set_xlabel("epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)

@@ -16,7 +16,9 @@ try:
     from sklearn.utils.multiclass import check_classification_targets, type_of_target
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError:
-    raise ImportError("sherl.sklearn needs the scikit-learn package, 1.6 or later: pip install 'sherl[sklearn]'") from None
+    raise ImportError(
+        "sherl.sklearn needs the scikit-learn package, 1.6 or later: pip install 'sherl[sklearn]'"
+    ) from None
 
 from .backbones import load_backbone
 from .blocks import MTSA, Classifier, Regressor
@@ -43,8 +45,8 @@ class _SherlEstimator(_Shared):
 
     def __init__(self, hidden=None, late=(), pool="mean", *, down="layernorm", guidance="token", up_norm="layernorm",
                  pooler=False, dropout=0.1, epochs=20, batch_size=32, learning_rate=3e-3, optimizer="adamw",
-                 weight_decay=0.01, schedule="linear", warmup=0.06, clip_norm=1.0, validation_fraction=None, patience=None,
-                 memory_budget=None, random_state=None, progress=False):
+                 weight_decay=0.01, schedule="linear", warmup=0.06, clip_norm=1.0, validation_fraction=None,
+                 patience=None, memory_budget=None, random_state=None, progress=False):
         self.hidden = hidden
         self.late = late
         self.pool = pool
@@ -122,18 +124,18 @@ class _SherlEstimator(_Shared):
 class SherlClassifier(ClassifierMixin, _SherlEstimator):
     """Side network that classifies, as an estimator of scikit-learn.
 
-    Samples are `Features`, which are ragged and hold any number of taps, or an array. An array has the axes samples, taps,
-    rows and channels, of which inner ones may be left out: (samples, channels) is one row a sample, (samples, taps,
-    channels) one row a sample from several taps, (samples, taps, rows, channels) everything, without padding. Where there
-    is one tap, it is both the feature that is weighed and its own guide.
+    Samples are `Features`, which are ragged and hold any number of taps, or an array. An array has the axes samples,
+    taps, rows and channels, of which inner ones may be left out: (samples, channels) is one row a sample, (samples,
+    taps, channels) one row a sample from several taps, (samples, taps, rows, channels) everything, without padding.
+    Where there is one tap, it is both the feature that is weighed and its own guide.
 
     Parameters
     ----------
     hidden : int, optional
         Channels after the down maps; an eighth of those of the widest tap, and 8 at least, when None.
     late : sequence of TransformerLayer or Bottleneck, or "features"
-        Late layers, such as ``backbone.layers[-1:]``; or those that came with the features, `Features.layers`. Clones of
-        the estimator share them; those that are trained are copied by `fit`.
+        Late layers, such as ``backbone.layers[-1:]``; or those that came with the features, `Features.layers`. Clones
+        of the estimator share them; those that are trained are copied by `fit`.
     pool : {"mean", "first", "last", "max", "position"}
         How a sample's rows become one, as for `sherl.Classifier`.
     down, guidance, up_norm, dropout
@@ -165,8 +167,9 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
 
     def __init__(self, hidden=None, late=(), pool="mean", *, down="layernorm", guidance="token", up_norm="layernorm",
                  pooler=False, dropout=0.1, class_weight=None, label_smoothing=0.0, epochs=20, batch_size=32,
-                 learning_rate=3e-3, optimizer="adamw", weight_decay=0.01, schedule="linear", warmup=0.06, clip_norm=1.0,
-                 validation_fraction=None, patience=None, memory_budget=None, random_state=None, progress=False):
+                 learning_rate=3e-3, optimizer="adamw", weight_decay=0.01, schedule="linear", warmup=0.06,
+                 clip_norm=1.0, validation_fraction=None, patience=None, memory_budget=None, random_state=None,
+                 progress=False):
         super().__init__(
             hidden, late, pool, down=down, guidance=guidance, up_norm=up_norm, pooler=pooler, dropout=dropout,
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, optimizer=optimizer,
@@ -336,23 +339,27 @@ class FrozenFeatures(TransformerMixin, _Shared):
     Parameters
     ----------
     backbone : str, path-like, or backbone of `load_backbone`
-        What `load_backbone` loads; each process loads it once. A loaded one is shared by clones, but does not go to other
-        processes.
-    taps, dtype, batch_size, max_length, progress
+        What `load_backbone` loads; each process loads it once. A loaded one is shared by clones, but does not go to
+        other processes.
+    taps, dtype, batch_size, max_length, preprocessed, progress
         As for the backbone's `extract`.
+    tower : {"text", "image"}, optional
+        As for `load_backbone`.
     cache : str or path-like, optional
-        Folder in which the states of each set of samples are kept, on disk, for the next time that they are asked for: by
-        another candidate of a search, in another process, or tomorrow. What another process computes is waited for.
+        Folder in which the states of each set of samples are kept, on disk, for the next time that they are asked for:
+        by another candidate of a search, in another process, or tomorrow. What another process computes is waited for.
         Nothing is ever removed from it.
     """
 
-    def __init__(self, backbone, taps="all", *, dtype="float32", batch_size=128, max_length=None, cache=None,
-                 progress=False):
+    def __init__(self, backbone, taps="all", *, dtype="float32", batch_size=128, max_length=None, preprocessed=False,
+                 tower=None, cache=None, progress=False):
         self.backbone = backbone
         self.taps = taps
         self.dtype = dtype
         self.batch_size = batch_size
         self.max_length = max_length
+        self.preprocessed = preprocessed
+        self.tower = tower
         self.cache = cache
         self.progress = progress
 
@@ -390,16 +397,18 @@ class FrozenFeatures(TransformerMixin, _Shared):
         """
         backbone = self.backbone
         if not hasattr(backbone, "extract"):
-            backbone = _loaded(str(backbone), _stamp(backbone))
+            backbone = _loaded(str(backbone), self.tower, _stamp(backbone))
         samples = X.to_numpy() if hasattr(X, "to_numpy") else X
         out = None
         if self.cache is not None:
-            settings = [backbone.fingerprint, self.taps, self.dtype, self.max_length, self.batch_size]
+            settings = [backbone.fingerprint, self.taps, self.dtype, self.max_length, self.preprocessed,
+                        self.batch_size]
             out = Path(self.cache) / _fingerprint(settings, samples)
         while True:
             try:
                 return backbone.extract(samples, self.taps, batch_size=self.batch_size, max_length=self.max_length,
-                                        dtype=self.dtype, progress=self.progress, out=out)
+                                        dtype=self.dtype, preprocessed=self.preprocessed, progress=self.progress,
+                                        out=out)
             except BeingWritten:
                 time.sleep(0.1)
 
@@ -427,8 +436,8 @@ def _fingerprint(settings, samples):
 
 
 @lru_cache(maxsize=2)
-def _loaded(path, stamp):
-    return load_backbone(path)
+def _loaded(path, tower, stamp):
+    return load_backbone(path, tower)
 
 
 def _stamp(path):

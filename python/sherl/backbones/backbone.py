@@ -11,7 +11,7 @@ from ..checks import flag, one_of, whole_number
 from ..features.disk import fields_of
 from ..features.rows import offsets_of, quantised
 from ..features.sinks import DTYPES, DiskSink, MemorySink
-from ..training.progress import progress_bar
+from ..training.progress import PATIENCE, progress_bar
 from . import pairs
 from .loading import read_parts
 
@@ -107,7 +107,7 @@ class Backbone:
             raise TypeError(f"the {self.family} backbone takes no texts")
         return self._stem.tokenize(texts, self._length(max_length))
 
-    def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=False,
+    def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=True,
                 preprocessed=False, out=None, late=1):
         """Compute hidden states.
 
@@ -132,7 +132,7 @@ class Backbone:
         dtype : {"float32", "float16", "bfloat16", "int8"}
             How the states are stored; bfloat16 as uint16, int8 with one scale a row.
         progress : bool
-            Whether to show a progress bar, where tqdm is installed.
+            Whether to show a progress bar where it takes more than two seconds and tqdm is installed.
         preprocessed : bool
             Whether images are float as the model itself takes them. Otherwise they are resized, cropped and normalised
             as the folder's preprocessor_config.json says.
@@ -174,7 +174,11 @@ class Backbone:
         else:
             sink = DiskSink(out, taps, fields, **facts, inputs=read.fingerprint(), recipe={"batch_size": batch_size})
         count = len(read.sizes)
-        with sink, progress_bar(flag(progress, "progress"), count, "extract", sink.samples) as bar, self._lock:
+        with (
+            sink,
+            progress_bar(flag(progress, "progress"), count, "extract", sink.samples, delay=PATIENCE) as bar,
+            self._lock,
+        ):
             for start in range(sink.samples, count, batch_size):
                 stop = min(start + batch_size, count)
                 self._run(states, read.sizes[start:stop], read.inputs(start, stop), *sink.room(stop - start))
@@ -183,7 +187,7 @@ class Backbone:
             return sink.features()
 
     def extract_pairs(self, inputs, targets, *, encoder_taps=None, decoder_taps=None, batch_size=64, max_length=None,
-                      target_max_length=None, dtype="float32", progress=False):
+                      target_max_length=None, dtype="float32", progress=True):
         """Compute states of T5's encoder on inputs, and of its decoder, which is fed the targets (teacher forcing).
 
         Parameters
@@ -228,7 +232,7 @@ class Backbone:
             raise TypeError(f"the {self.family} backbone takes no texts")
         return self._stem.detokenize(ids)
 
-    def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=False,
+    def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=True,
                preprocessed=False):
         """Compute one vector a sample: its last states, pooled.
 

@@ -10,7 +10,7 @@ from ..features.disk import fields_of
 from ..features.rows import offsets_of
 from ..features.seq2seq import Seq2SeqFeatures
 from ..features.sinks import DTYPES, MemorySink
-from ..training.progress import progress_bar
+from ..training.progress import PATIENCE, progress_bar
 from .tokenization import read_texts
 
 # The layers, numbered from 0, whose outputs are tapped beside the embeddings, by how many layers there are. The last
@@ -131,7 +131,7 @@ def extract_pairs(backbone, inputs, targets, encoder_taps, decoder_taps, batch_s
         for taps, rows, layers, facts in ((encoder_taps, lengths[0], backbone.num_layers, read.preprocessing),
                                           (decoder_taps, lengths[1], len(backbone.decoder_layers), preprocessing))
     ]
-    with progress_bar(flag(progress, "progress"), count, "extract") as bar, backbone._lock:
+    with progress_bar(flag(progress, "progress"), count, "extract", delay=PATIENCE) as bar, backbone._lock:
         program = _program(backbone, tuple(encoder_taps), tuple(decoder_taps))
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)

@@ -70,7 +70,7 @@ def predicted_rows(backbone, network, task, texts, progress=False):
     with progress_bar(progress, len(texts), "predict") as bar:
         for start in range(0, len(texts), _CHUNK):
             chunk = texts[start : start + _CHUNK]
-            features = backbone.extract(chunk, taps="all", max_length=task.max_length, dtype="float16")
+            features = backbone.extract(chunk, taps="all", max_length=task.max_length, dtype="float16", progress=False)
             if task.classes:
                 for probabilities in network.predict_proba(features, progress=False):
                     best = int(probabilities.argmax())

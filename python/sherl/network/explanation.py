@@ -18,9 +18,10 @@ _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Explanation:
     """How the adapter of a network weighs its taps over some samples. Made by `SideNetwork.explain`.
 
-    Of every row, tap i has the weight a_i in the sum that the adapter passes on, and the redundancy r_i, which is 1 where
-    it is like no other tap and the number of taps where all are alike (docs/method.md has the equations). The guide, the
-    last tap, comes with every sum in full and is not among them; with spatial guidance it is the tower's output.
+    Of every row, tap i has the weight a_i in the sum that the adapter passes on, and the redundancy r_i, which is 1
+    where it is like no other tap and the number of taps where all are alike (docs/method.md has the equations). The
+    guide, the last tap, comes with every sum in full and is not among them; with spatial guidance it is the tower's
+    output.
 
     Attributes
     ----------
@@ -108,8 +109,8 @@ class Explanation:
         return html_table(self._title(), list(rows[0]), [list(row.values()) for row in rows], most_used)
 
     def _title(self):
-        return (f"Explanation of {count_of(len(self.lengths), 'sample')}, {count_of(len(self.weights), 'row')}, of which "
-                f"{100 * self.unguided:.1f} % use no tap but the guide")
+        return (f"Explanation of {count_of(len(self.lengths), 'sample')}, {count_of(len(self.weights), 'row')}, "
+                f"of which {100 * self.unguided:.1f} % use no tap but the guide")
 
 
 def explain(network, features, batch_size, show):
@@ -164,4 +165,4 @@ def _names(features, taps):
     states = (features.source or {}).get("states")
     if states is None:
         return [f"tap {number}" for number in range(taps)]
-    return [f"layer {state}" if state else "embedding" for state in states[:taps]]
+    return [state if isinstance(state, str) else f"layer {state}" if state else "embedding" for state in states[:taps]]

@@ -10,13 +10,13 @@ import numpy as np
 from ..checks import flag, one_of, whole_number
 from ..features.features import read_sequence
 from ..features.parts import TapParts
-from ..training.progress import progress_bar
+from ..training.progress import PATIENCE, progress_bar
 
 __all__ = ["extract"]
 
 
 def extract(model, inputs, taps, *, mask="attention_mask", images="nchw", batch_size=32, dtype="float32",
-            providers=("CPUExecutionProvider",), progress=False):
+            providers=("CPUExecutionProvider",), progress=True):
     """Run an ONNX model and keep some of the tensors inside it.
 
     Parameters
@@ -41,7 +41,7 @@ def extract(model, inputs, taps, *, mask="attention_mask", images="nchw", batch_
     providers : sequence of str
         Execution providers of ONNX Runtime.
     progress : bool
-        Whether to show a progress bar, where tqdm is installed.
+        Whether to show a progress bar where it takes more than two seconds and tqdm is installed.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def extract(model, inputs, taps, *, mask="attention_mask", images="nchw", batch_
     session, fingerprint = _open(model, names, list(providers))
     wanted = [given.name for given in session.get_inputs()]
     parts = TapParts(names, images, dtype)
-    with progress_bar(flag(progress, "progress"), None, "extract") as bar:
+    with progress_bar(flag(progress, "progress"), None, "extract", delay=PATIENCE) as bar:
         for batch in batches:
             missing = [name for name in wanted if name not in batch]
             if missing:

@@ -8,7 +8,7 @@ import torch
 from ..checks import flag, one_of
 from ..features.features import read_sequence
 from ..features.parts import TapParts
-from ..training.progress import progress_bar
+from ..training.progress import PATIENCE, progress_bar
 from .known import own_layer
 from .late import Late, fingerprint_of
 from .tensors import first_tensor, to_array
@@ -20,7 +20,7 @@ _STORED = ("float32", "float16", "bfloat16", "int8")
 
 
 def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nchw", call=None, dtype="float32",
-            progress=False):
+            progress=True):
     """Run a module over batches and keep the outputs of some of its submodules.
 
     The module runs as it is, on its device, in evaluation mode and without gradients; its modes come back afterwards.
@@ -51,7 +51,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
     dtype : {"float32", "float16", "bfloat16", "int8"}
         How the taps are stored; int8 with one scale a row. A tap that has it already is kept as it is.
     progress : bool
-        Whether to show a progress bar, where tqdm is installed.
+        Whether to show a progress bar where it takes more than two seconds and tqdm is installed.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad(), progress_bar(flag(progress, "progress"), _length(loader), "extract") as bar:
+        with torch.no_grad(), progress_bar(flag(progress, "progress"), _length(loader), "extract", delay=PATIENCE) as bar:
             for batch in loader:
                 states = hooks.of(lambda batch=batch: _call(module, _moved(batch, device), call))
                 parts.add([to_array(state) for state in states], _mask_of(batch, mask))
