@@ -282,7 +282,7 @@ class Backbone:
 
     def _program(self, states):
         if states not in self._programs:
-            graph = self._graph()
+            graph = _core.Graph(self._store, False)
             outputs = self._build(graph, max(states))
             for state in states:
                 graph.output(outputs[state])
