@@ -8,6 +8,7 @@ import pytest
 from tiny_models import write_tiny_model, write_tokenizer
 
 import sherl
+from sherl import _core
 from sherl.network.generation import StepDecoder, search
 
 WORDS, END = 20, 1
@@ -197,6 +198,18 @@ def test_narrow_taps_and_selections(network, backbone, features):
     chosen = features[[4, 1]]
     losses = losses_of(network, features)
     assert network.evaluate(chosen)["loss"] == pytest.approx(np.concatenate([losses[4], losses[1]]).mean(), rel=1e-5)
+
+
+@pytest.mark.skipif(not _core.config()["bfloat16"], reason="the processor lacks AVX512-BF16")
+def test_bfloat16_is_near_float32(backbone, features):
+    usual, narrow = network_of(backbone), network_of(backbone, late_dtype="bfloat16")
+    (loss, gradients), (near, others) = (network.loss_and_gradients(features) for network in (usual, narrow))
+    assert near == pytest.approx(loss, rel=1e-2) and near != loss
+    assert narrow.evaluate(features)["loss"] == pytest.approx(near, rel=1e-5)
+    whole, other = (np.concatenate([made[name].ravel() for name in gradients]) for made in (gradients, others))
+    assert np.linalg.norm(other - whole) < 0.05 * np.linalg.norm(whole)
+    inputs = pairs()[0]
+    assert narrow.generate(inputs, 5, 2) == search(WithoutCache(narrow, inputs), 6, backbone.language, 5, 2, 1.0)
 
 
 # ---- Copies and folders ----
