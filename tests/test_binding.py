@@ -42,8 +42,8 @@ def test_signatures_are_those_of_the_stub(core, name, stub):
     for part in name.split("."):
         target = getattr(target, part)
     found = [p for p in inspect.signature(target).parameters.values() if p.name != "self"]
-    others = [stub.vararg] if stub.vararg else []
-    expected = [a.arg for a in [*stub.args, *others, *stub.kwonlyargs] if a.arg != "self"]
+    others = [[arg] if arg else [] for arg in (stub.vararg, stub.kwarg)]
+    expected = [a.arg for a in [*stub.args, *others[0], *stub.kwonlyargs, *others[1]] if a.arg != "self"]
     assert [p.name for p in found] == expected
     assert [p.name for p in found if p.kind is p.KEYWORD_ONLY] == [a.arg for a in stub.kwonlyargs]
     defaults = [ast.literal_eval(d) for d in [*stub.defaults, *(d for d in stub.kw_defaults if d is not None)]]

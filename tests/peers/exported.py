@@ -64,6 +64,10 @@ NETWORKS = {
     "gpo": lambda: (sherl.MTSA(3, WIDTH, 5), [], sherl.Embedding(WIDTH, 6, pool="gpo")),
     "max": lambda: (sherl.MTSA(3, WIDTH, 5), [], sherl.Embedding(WIDTH, 6, pool="max", normalize=False)),
     "resnet": lambda: resnet(sherl.Classifier(14, 3, pool="mean")),
+    "resnet, stride first": lambda: (
+        sherl.MTSA.resnet([6, 8, 12], 3, 5),
+        [sherl.Bottleneck.from_resnet(bottleneck_weights(12, 6, 14, shortcut=True), stride=2, stride_first=True)],
+        sherl.Classifier(14, 3, pool="mean")),
     "resnet, gpo": lambda: resnet(sherl.Embedding(14, 4, pool="gpo")),
     "resnet, max": lambda: resnet(sherl.Embedding(14, 4, pool="max")),
     "clip": lambda: (sherl.MTSA.clip(WIDTH, 3, 5, 6), [], sherl.Embedding(6, 4)),

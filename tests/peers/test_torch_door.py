@@ -582,6 +582,8 @@ def test_taps_of_a_transformer():
         close(tap, torch.cat(state), 1e-5)
     assert features.lengths.tolist() == [int(row.sum()) for batch in token_batches() for row in batch["attention_mask"]]
     assert features.source["states"] == NAMES
+    net = sherl.SideNetwork(sherl.MTSA(3, FEATURES, 8), head=sherl.Classifier(FEATURES, 2))
+    assert net.explain(features).names == NAMES[:2]
     again = sherl.torch.extract(model, token_batches(), ["encoder.layer.0:input", *NAMES[1:]])
     assert all(np.array_equal(a, b) for a, b in zip(features.taps, again.taps))
     narrow = sherl.torch.extract(model, token_batches(), NAMES, dtype="int8")

@@ -165,4 +165,5 @@ def _names(features, taps):
     states = (features.source or {}).get("states")
     if states is None:
         return [f"tap {number}" for number in range(taps)]
+    # Taps of other frameworks have names; those of a backbone have numbers.
     return [state if isinstance(state, str) else f"layer {state}" if state else "embedding" for state in states[:taps]]
