@@ -88,7 +88,7 @@ def test_ragged_rows_are_those_that_the_mask_leaves():
     net, taps, mask = network(), taps_of(), mask_of()
     told, whole = net.explain(taps, mask), net.explain(taps)
     np.testing.assert_array_equal(told.lengths, mask.sum(axis=1))
-    np.testing.assert_allclose(told.weights, whole.weights.reshape(12, 7, 2)[mask], rtol=1e-5)
+    np.testing.assert_allclose(told.weights, whole.weights.reshape(12, 7, 2)[mask], rtol=1e-5, atol=1e-7)
     mean = [rows.mean(axis=0) for rows in np.split(told.weights, np.cumsum(told.lengths)[:-1])]
     np.testing.assert_allclose(told.by_sample(), mean, rtol=1e-12)
 
