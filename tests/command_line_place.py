@@ -33,6 +33,19 @@ def write_pairs(path, count, seed):
             stream.write(json.dumps({"a": first, "b": second, "score": score}) + "\n")
 
 
+def write_images(folder, count, seed):
+    """Write pictures of noise, the reds brighter in one class and the blues in the other."""
+    from PIL import Image
+
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        name, channel = (("red", 0), ("blue", 2))[number % 2]
+        pixels = rng.integers(0, 128, (8, 8, 3), dtype=np.uint8)
+        pixels[..., channel] += 127
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
+
+
 def call(capsys, *arguments, code=0):
     """Run a command that must end in this code; return what went to standard output and to standard error."""
     assert main([str(argument) for argument in arguments]) == code, capsys.readouterr().err

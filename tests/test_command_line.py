@@ -149,6 +149,8 @@ def test_features_are_described(states, capsys):
     assert "TransformerLayer" in shown
     assert main(["features", "info", str(states / "one"), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
+    assert main(["info", str(states / "one"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == record
     assert record["samples"] == 2 and record["rows"] == 10 and record["states"] == [0, 1, 2]
     assert record["max_length"] == 64 and record["late_layers"] == ["TransformerLayer"]
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from command_line_place import call, record, write_pairs, write_sentences
+from command_line_place import call, record, write_images, write_pairs, write_sentences
 from small import problem
 from tiny_bert import write_tiny_bert
 from tiny_models import write_tensors, write_tiny_model
@@ -13,7 +13,7 @@ from tiny_models import write_tensors, write_tiny_model
 import sherl
 from sherl.data.tables import read_table
 
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL")
 SMALL = ["--hidden", 8, "--epochs", 8, "--batch-size", 8, "--learning-rate", 0.01, "--threads", 2]
 COLUMNS = ["--text", "sentence", "--label", "label"]
 
@@ -32,17 +32,6 @@ def place(tmp_path_factory):
         np.savez(folder / f"{name}.npz", **{f"tap_{number}": tap for number, tap in enumerate(taps)}, mask=mask,
                  labels=labels)
     return folder
-
-
-def write_images(folder, count, seed):
-    """Write pictures of noise, the reds brighter in one class and the blues in the other."""
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        name, channel = (("red", 0), ("blue", 2))[number % 2]
-        pixels = rng.integers(0, 128, (8, 8, 3), dtype=np.uint8)
-        pixels[..., channel] += 127
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
 
 
 def train(capsys, place, data, out, *more):
@@ -274,6 +263,9 @@ def test_values_of_arrays(tmp_path, capsys):
     told = record(capsys, "evaluate", tmp_path / "net", "--input", tmp_path / "dev.npz")
     assert told["scores"]["pearson"] == pytest.approx(made["results"][-1]["pearson"]) and "confusion" not in told
     assert made["results"][-1]["pearson"] > 0.5
+    assert "the labels are numbers that are not whole; pass --task regression" in call(
+        capsys, "train", "--train", tmp_path / "train.npz", "--dev", tmp_path / "dev.npz", "--label", "y", "--out",
+        tmp_path / "n", code=2)[1]
     assert "--plot draws the confusion of classes" in call(
         capsys, "evaluate", tmp_path / "net", "--input", tmp_path / "dev.npz", "--plot", "a.png", code=2)[1]
 

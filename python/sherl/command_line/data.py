@@ -87,6 +87,9 @@ def read_data(arguments, settings, taps, console):
     train, dev = (read_inputs(paths, **columns) for paths in (arguments.train, arguments.dev))
     if any(one.kind != "features" for one in (train, dev)) and not arguments.backbone and not arguments.features:
         raise UsageError("--backbone is needed, or --features with the states of one")
+    if arguments.task is None and _are_measures(train.labels):
+        raise UsageError(f"{train.place}: the labels are numbers that are not whole; pass --task regression to learn "
+                         "them, or --task classification to take each for a class")
     targets = encode_targets(train, dev, settings.task)
     if arguments.train_rows and arguments.train_rows < len(train):
         chosen = np.sort(np.random.default_rng(settings.seed).permutation(len(train))[: arguments.train_rows])
@@ -156,6 +159,14 @@ def compute_features(inputs, states, backbone, max_length, *, dtype=DTYPE, out=N
     return backbone.extract(
         inputs.loaded(), states, max_length=max_length, dtype=dtype, progress=progress, out=out
     )
+
+
+def _are_measures(labels):
+    """Whether all labels are numbers, and some not whole: most likely no classes."""
+    try:
+        return not all(float(label).is_integer() for label in labels)
+    except ValueError:
+        return False
 
 
 def _max_length(inputs, settings, backbone, folder, console):

@@ -49,6 +49,7 @@ class Settings:
     def of(cls, arguments):
         """Return the settings that options ask for."""
         given = {field.name: getattr(arguments, field.name) for field in fields(cls) if hasattr(arguments, field.name)}
+        given["task"] = given.get("task") or cls.task
         factors = getattr(arguments, "learning_rate_factor", None)
         made = cls(**given, learning_rate_factors=dict(factors) if factors else None)
         return replace(made, metrics=metrics_of(made.task, getattr(arguments, "metric", None)))

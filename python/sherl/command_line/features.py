@@ -15,7 +15,7 @@ from .inputs import LABELS, read_labels, write_labels
 from .measure import megabytes
 from .options import add_reporting, begin
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "describe_features"]
 
 
 def add_parser(commands):
@@ -65,22 +65,26 @@ def _verify(arguments):
 
 
 def _info(arguments):
-    manifest = read_manifest(arguments.folder)
-    taps = [f"{tap['channels']} {tap['element']}" for tap in manifest.taps]
+    record = describe_features(arguments.folder)
+    begin(arguments).conclude(facts_table(record), record)
+    return 0
+
+
+def describe_features(folder):
+    """Return what a folder of features holds."""
+    manifest = read_manifest(folder)
     facts = {**(manifest.source or {}), **(manifest.preprocessing or {})}
-    record = {
+    return {
         "kind": "features",
         "samples": manifest.samples,
         "rows": manifest.taps[-1]["rows"],
-        "taps": taps,
+        "taps": [f"{tap['channels']} {tap['element']}" for tap in manifest.taps],
         "numbers_of_samples": list(manifest.fields),
         "late_layers": [layer["type"] for layer in manifest.layers],
         **{name: facts[name] for name in sorted(facts)},
-        "labels": (Path(arguments.folder) / LABELS).exists(),
+        "labels": (Path(folder) / LABELS).exists(),
         "bytes": _size(manifest),
     }
-    begin(arguments).conclude(facts_table(record), record)
-    return 0
 
 
 def _merge(arguments):

@@ -1,4 +1,4 @@
-"""`sherl info`: what a backbone folder, a saved network or this installation holds."""
+"""`sherl info`: what a backbone folder, a saved network, features on disk or this installation holds."""
 
 import json
 import math
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import sherl
 
+from ..features.manifest import MANIFEST
 from ..network.saving import read_config
 from .arguments import described
 from .console import aligned, facts_table
+from .features import describe_features
 from .options import add_reporting, begin
 from .task_file import Task
 
@@ -20,15 +22,16 @@ def add_parser(commands):
     """Add the command's arguments."""
     parser = commands.add_parser(
         "info",
-        help="describe a backbone folder, a saved network, or this installation",
+        help="describe a backbone, a network, features, or this installation",
         **described(
-            "Describe a backbone folder, or a network that `sherl train` or save_pretrained wrote; without a folder "
-            "the version, the linear algebra library, the instruction set and the threads in use.",
+            "Describe a backbone folder, a network that `sherl train` or save_pretrained wrote, or features on disk; "
+            "without a folder the version, the linear algebra library, the instruction set and the threads in use.",
             "sherl info all-MiniLM-L6-v2/\n  sherl info my-network/\n  sherl info",
         ),
     )
     parser.add_argument(
-        "folder", metavar="DIR", nargs="?", help="a backbone folder in Hugging Face layout, or a saved network"
+        "folder", metavar="DIR", nargs="?",
+        help="a backbone folder in Hugging Face layout, a saved network, or features",
     )
     add_reporting(parser)
     parser.set_defaults(run=run)
@@ -52,6 +55,8 @@ def _installation():
 def _folder(folder):
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder, but there is none of this name")
+    if (folder / MANIFEST).exists():
+        return describe_features(folder)
     return _backbone(folder) if _is_backbone(folder) else _network(folder)
 
 

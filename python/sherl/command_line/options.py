@@ -85,7 +85,8 @@ def add_data(parser):
         "--features", metavar="DIR", help="folder for the states; once they are there, --backbone is not needed"
     )
     group.add_argument(
-        "--task", choices=["classification", "regression"], default="classification", help="kind of label (%(default)s)"
+        "--task", choices=["classification", "regression"],
+        help="kind of label (classification; it must be given where labels are numbers that are not whole)",
     )
     group.add_argument("--max-length", type=count, metavar="N", help="tokens kept a text (128, or what the model can)")
     group.add_argument("--train-rows", type=count, metavar="N", help="train on a random subset of so many samples")
