@@ -87,6 +87,8 @@ def read_data(arguments, settings, taps, console):
     train, dev = (read_inputs(paths, **columns) for paths in (arguments.train, arguments.dev))
     if any(one.kind != "features" for one in (train, dev)) and not arguments.backbone and not arguments.features:
         raise UsageError("--backbone is needed, or --features with the states of one")
+    if train.kind == dev.kind == "features" and arguments.features:
+        raise UsageError(f"--features keeps the states of texts or images, but {train.place} holds states already")
     if arguments.task is None and _are_measures(train.labels):
         raise UsageError(f"{train.place}: the labels are numbers that are not whole; pass --task regression to learn "
                          "them, or --task classification to take each for a class")
@@ -127,7 +129,7 @@ def prepare(train, dev, targets, settings, taps, backbone, console, folder=None)
     folder : path-like, optional
         Where the states are kept on disk: in its folders train and dev.
     """
-    max_length = _max_length(train, settings, backbone, folder, console)
+    max_length = _kept_tokens(train, settings, backbone, folder, console)
     with Measured() as reading:
         features = [
             _features(inputs, settings, taps, backbone, max_length, folder and Path(folder) / name, console)
@@ -169,7 +171,7 @@ def _are_measures(labels):
         return False
 
 
-def _max_length(inputs, settings, backbone, folder, console):
+def _kept_tokens(inputs, settings, backbone, folder, console):
     """Return the tokens that are kept of a text, and say where states come from."""
     if inputs.kind == "features":
         console.say(f"Opening the features in {inputs.place}")

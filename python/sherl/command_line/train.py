@@ -40,9 +40,8 @@ def add_scoring(parser):
     """Add what is reported on the held-out set."""
     shown = add_reporting(parser)
     add_metrics(shown)
-    shown.add_argument(
-        "--probe", action=argparse.BooleanOptionalAction, default=Settings.probe, help="report a linear probe too (yes)"
-    )
+    shown.add_argument("--probe", action=argparse.BooleanOptionalAction, help="report a linear probe too, or not")
+    parser.set_defaults(probe=Settings.probe)
     return shown
 
 
