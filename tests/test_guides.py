@@ -1,12 +1,17 @@
 """The examples of the how-to pages run as printed, and do what the pages say."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line_place import write_images, write_sentences
+from small import problem
+from tiny_bert import write_tiny_bert
 from tiny_models import write_tiny_model, write_tokenizer
 
 import sherl
+from sherl.command_line.main import main
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -89,3 +94,25 @@ def test_looking_inside():
     assert names["per_text"].shape == (100, 4)
     for figure in ("course", "layers", "errors", "memory", "front"):
         assert names[figure]._repr_png_().startswith(b"\x89PNG")
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    """Every command of the page runs, in its order, in one folder."""
+    pytest.importorskip("PIL")
+    write_tiny_bert(tmp_path / "bert")
+    write_tiny_model(tmp_path / "vit", "dinov2")
+    for name, count, seed in (("train", 48, 1), ("dev", 24, 2), ("test", 16, 3)):
+        write_sentences(tmp_path / f"{name}.tsv", count, seed)
+        write_images(tmp_path / "images" / name, count, seed)
+        taps, labels, mask = problem(samples=count, seed=seed)
+        arrays = {f"tap_{number}": tap for number, tap in enumerate(taps)}
+        np.savez(tmp_path / f"{name}.npz", **arrays, mask=mask, labels=labels)
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    (tmp_path / "run.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    lines = [line for block in page.split("```sh\n")[1:] for line in block.split("```")[0].splitlines()]
+    assert len(lines) > 15 and all(line.startswith("sherl ") for line in lines)
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+        assert capsys.readouterr().out, line
+    assert (tmp_path / "sweep.png").exists() and (tmp_path / "predictions.tsv").read_text().count("\n") == 17

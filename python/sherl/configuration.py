@@ -1,17 +1,23 @@
 """What the core runs on: its version, BLAS library and instruction set, and the number of threads."""
 
+import numpy as np
+
 from . import _core
 from .checks import whole_number
 
 __all__ = ["get_num_threads", "set_num_threads", "show_config"]
 
 
-def show_config():
-    """Print versions (sherl, BLAS, NumPy), the instruction set, whether it has bfloat16, and the number of threads."""
-    import numpy as np
-
+def read_config():
+    """Return what `show_config` prints, by name."""
     facts = {**_core.config(), "numpy": np.__version__}
     facts["bfloat16"] = "available" if facts["bfloat16"] else "not available on this processor"
+    return facts
+
+
+def show_config():
+    """Print versions (sherl, BLAS, NumPy), the instruction set, whether it has bfloat16, and the number of threads."""
+    facts = read_config()
     width = max(map(len, facts))
     for name, value in facts.items():
         print(f"{name:{width}}  {value}")

@@ -1,4 +1,4 @@
-"""Types of command-line arguments, each refusing a bad value with a sentence."""
+"""Types of command-line arguments, each refusing a bad value with a sentence, and the error of those that clash."""
 
 import argparse
 import math
@@ -6,7 +6,22 @@ import textwrap
 
 from ..data.tables import table_format
 
-__all__ = ["count", "described", "factor", "natural", "positive", "share", "table_name"]
+__all__ = [
+    "UsageError",
+    "count",
+    "described",
+    "factor",
+    "natural",
+    "numbers",
+    "picture_name",
+    "positive",
+    "share",
+    "table_name",
+]
+
+
+class UsageError(ValueError):
+    """Options that do not go together, or that the command lacks."""
 
 
 def described(description, example):
@@ -27,6 +42,26 @@ def count(text):
 def natural(text):
     """Parse an integer of at least 0."""
     return _integer(text, 0)
+
+
+def numbers(text):
+    """Parse the word all, or different integers of at least 0 with commas between them, as a tuple."""
+    if text == "all":
+        return text
+    try:
+        values = tuple(map(natural, text.split(",")))
+    except argparse.ArgumentTypeError:
+        values = ()
+    if not values or len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"expected all, or different numbers like 0,2,5, got {text!r}")
+    return values
+
+
+def picture_name(text):
+    """Check that a file's name is that of a picture."""
+    if not text.lower().endswith(".png"):
+        raise argparse.ArgumentTypeError(f"expected a file named *.png, got {text!r}")
+    return text
 
 
 def positive(text):

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 
-__all__ = ["Console", "aligned"]
+__all__ = ["Console", "aligned", "facts_table"]
 
 
 class Console:
@@ -29,7 +29,15 @@ class Console:
 
     def conclude(self, text, record):
         """Print a command's result: the text, or the record as JSON."""
-        print(json.dumps(_plain(record), indent=2, ensure_ascii=False) if self._json else text, flush=True)
+        if self._json:
+            self.report(record)
+        else:
+            print(text, flush=True)
+
+    def report(self, record):
+        """Print a record where JSON is wanted, else nothing."""
+        if self._json:
+            print(json.dumps(_plain(record), indent=2, ensure_ascii=False), flush=True)
 
 
 def aligned(rows):
@@ -40,6 +48,18 @@ def aligned(rows):
         cells = [first.ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(others, widths[1:])]
         lines.append("   ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def facts_table(record):
+    """Lay facts out, one a line."""
+    width = max(map(len, record))
+    return "\n".join(f"{name.replace('_', ' '):<{width}}   {_shown(value)}" for name, value in record.items())
+
+
+def _shown(value):
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _plain(value):

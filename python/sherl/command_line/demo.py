@@ -8,11 +8,14 @@ import sherl
 
 from ..data.assets import fetch_demo_assets, load_movie_reviews
 from .arguments import count, described, natural, positive
-from .console import Console
-from .experiment import Sample, Settings, results_table, run_experiment
-from .predict import predicted_rows
+from .data import encode_targets, prepare
+from .experiment import Settings, baselines, train_network
+from .inputs import Inputs
+from .options import add_reporting, add_threads, begin
+from .output import output_folder
 from .task_file import Task
-from .train import output_folder
+from .train import conclude
+from .trained import Trained
 
 __all__ = ["add_parser"]
 
@@ -51,22 +54,23 @@ def add_parser(commands):
             "sherl demo\n  sherl demo --limit 1000 --epochs 2      a quick look",
         ),
     )
-    parser.add_argument("--epochs", type=count, default=5, metavar="N", help="passes over the texts (%(default)s)")
-    parser.add_argument("--hidden", type=count, default=48, metavar="N", help="side channels (%(default)s)")
-    parser.add_argument("--learning-rate", type=positive, default=3e-3, metavar="X", help="peak rate (%(default)s)")
-    parser.add_argument("--seed", type=natural, default=0, metavar="N", help="seed of all randomness (%(default)s)")
+    defaults = {name: getattr(Settings, name) for name in ("epochs", "hidden", "learning_rate", "seed")}
+    parser.add_argument("--epochs", type=count, metavar="N", help="passes over the texts (%(default)s)")
+    parser.add_argument("--hidden", type=count, metavar="N", help="side channels (%(default)s)")
+    parser.add_argument("--learning-rate", type=positive, metavar="X", help="peak rate (%(default)s)")
+    parser.add_argument("--seed", type=natural, metavar="N", help="seed of all randomness (%(default)s)")
     parser.add_argument("--limit", type=count, metavar="N", help="use only N sentences, drawn by the seed")
-    parser.add_argument("--threads", type=count, metavar="N", help="threads (default: all cores)")
+    add_threads(parser)
     parser.add_argument("--out", default="sherl-demo", metavar="DIR", help="folder to save to (%(default)s)")
-    parser.set_defaults(run=run)
+    add_reporting(parser)
+    parser.set_defaults(run=run, **defaults)
 
 
 def run(arguments):
     """Run the command; return its exit code."""
     start = time.perf_counter()
-    console = Console()
-    if arguments.threads:
-        sherl.set_num_threads(arguments.threads)
+    console = begin(arguments)
+    settings = Settings.of(arguments)
     out = output_folder(arguments.out)
     console.say("Sentiment of movie reviews with a SHERL side network\n")
     console.say("Fetching the backbone all-MiniLM-L6-v2 and the review sentences, unless they are in the cache")
@@ -74,25 +78,24 @@ def run(arguments):
     train, dev = _reviews(assets.reviews_file, arguments.limit, arguments.seed)
     console.say(f"   {len(train):,} sentences to train on, {len(dev):,} held out (every {_HELD_OUT_EVERY}th)")
     backbone = sherl.load_backbone(assets.backbone_folder)
-    console.say(f"Running the frozen backbone ({backbone.num_layers} layers, {backbone.hidden_size} channels) once")
-    settings = _settings(arguments, min(128, backbone.max_length))
-    network, results, interrupted = run_experiment(backbone, train, dev, settings, console)
-
+    targets = encode_targets(train, dev, settings.task)
+    data = prepare(train, dev, targets, settings, [settings.taps], backbone, console)
+    results = baselines(data, settings, console)
+    network, result, interrupted = train_network(data, settings, console)
+    task = Task(settings.task, data.classes, "text", None, "label", data.max_length, data.states(settings.taps))
     network.save_pretrained(out)
-    task = Task("classification", _CLASSES, "text", None, "label", settings.max_length)
     task.save(out)
     console.say(f"Saved the network to {out}")
     console.say(f"\nOn the {len(dev):,} held-out sentences")
-    console.say(results_table(results))
+    code = conclude(console, out, data, [*results, result], interrupted)
     console.say("memory: growth of resident memory while training, beyond the frozen weights and features\n")
     console.say("Three sentences that it has not seen")
-    for sentence, (label, probability) in zip(
-        _OWN_SENTENCES, predicted_rows(backbone, network, task, _OWN_SENTENCES)
-    ):
+    own = Inputs("text", _OWN_SENTENCES, None, "the sentences")
+    for sentence, (label, probability) in zip(_OWN_SENTENCES, Trained(network, task, backbone).rows(own)):
         console.say(f"  {label} ({probability:.0%})  {sentence}")
     console.say("\n" + _NEXT.format(out=str(out), backbone=str(assets.backbone_folder)))
     console.say(f"\nDone in {time.perf_counter() - start:.0f} s.")
-    return 130 if interrupted else 0
+    return code
 
 
 def _reviews(path, limit, seed):
@@ -102,27 +105,11 @@ def _reviews(path, limit, seed):
     chosen[np.random.default_rng(seed).permutation(len(ids))[:limit]] = True
 
     def sample(where):
-        return Sample([texts[index] for index in np.flatnonzero(where)], (ratings[where] > 0).astype(np.int64))
+        numbers = np.flatnonzero(where)
+        labels = [_CLASSES[int(ratings[number] > 0)] for number in numbers]
+        return Inputs("text", [texts[number] for number in numbers], labels, str(path))
 
     train, dev = sample(chosen & ~held_out), sample(chosen & held_out)
-    if len(dev) == 0 or len(np.unique(train.targets)) < 2:
+    if len(dev) == 0 or len(set(train.labels)) < 2:
         raise ValueError(f"--limit {limit} leaves too few sentences to train on and score; try 100 or more")
     return train, dev
-
-
-def _settings(arguments, max_length):
-    return Settings(
-        task="classification",
-        outputs=len(_CLASSES),
-        metrics=("accuracy", "f1"),
-        epochs=arguments.epochs,
-        batch_size=32,
-        learning_rate=arguments.learning_rate,
-        weight_decay=0.0,
-        hidden=arguments.hidden,
-        pool="mean",
-        max_length=max_length,
-        seed=arguments.seed,
-        patience=None,
-        probe=True,
-    )

@@ -1,22 +1,21 @@
-"""One experiment: frozen features taken once, then a trivial guess, a linear probe and a SHERL network on them."""
+"""An experiment on frozen states: a trivial guess, a linear probe, and one network or several at once."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 import sherl
 
-from ..backbones.tokenization import inputs_fingerprint
 from ..checks import count_of
-from ..features.manifest import read_manifest
-from ..training.metrics import METRICS
+from ..training.metrics import METRICS, TASK_METRICS, default_metrics
 from ..training.probe import fit_linear_probe
+from .arguments import UsageError
 from .console import aligned
 from .measure import Measured, megabytes
+from .states import layers_of, selected, states_of
 
-__all__ = ["Result", "Sample", "Settings", "results_record", "results_table", "run_experiment"]
+__all__ = ["Result", "Settings", "baselines", "results_record", "results_table", "train_network", "train_several"]
 
 WARMUP = 0.06
 DROPOUT = 0.1
@@ -24,21 +23,21 @@ DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """What an experiment does; the fields are the options of `sherl train`."""
+    """What an experiment does; the fields are options of `sherl train`, and these are their defaults."""
 
-    task: str
-    outputs: int
-    metrics: tuple
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    hidden: int
-    pool: str
-    max_length: int
-    seed: int
-    patience: int | None
-    probe: bool
+    task: str = "classification"
+    metrics: tuple = ()
+    epochs: int = 5
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    hidden: int = 48
+    pool: str = "mean"
+    taps: object = "all"
+    max_length: int | None = None
+    seed: int = 0
+    patience: int | None = None
+    probe: bool = True
     schedule: str = "linear"
     step_every: int | None = None
     step_factor: float = 0.1
@@ -46,21 +45,31 @@ class Settings:
     learning_rate_factors: dict | None = None
     ema: float | None = None
 
+    @classmethod
+    def of(cls, arguments):
+        """Return the settings that options ask for."""
+        given = {field.name: getattr(arguments, field.name) for field in fields(cls) if hasattr(arguments, field.name)}
+        given["task"] = given.get("task") or cls.task
+        factors = getattr(arguments, "learning_rate_factor", None)
+        made = cls(**given, learning_rate_factors=dict(factors) if factors else None)
+        return replace(made, metrics=metrics_of(made.task, getattr(arguments, "metric", None)))
 
-@dataclass(frozen=True)
-class Sample:
-    """Texts (str, or pairs of str) with their targets."""
+    @property
+    def optimizer(self):
+        """What `fit` and `sweep` take of an optimizer."""
+        names = ("learning_rate", "weight_decay", "schedule", "step_every", "step_factor", "clip_norm",
+                 "learning_rate_factors", "ema")
+        return {**{name: getattr(self, name) for name in names}, "warmup": WARMUP}
 
-    texts: list
-    targets: np.ndarray
-
-    def __len__(self):
-        return len(self.texts)
+    @property
+    def course(self):
+        """What `fit` and `sweep` take of the rest."""
+        return {"epochs": self.epochs, "batch_size": self.batch_size, "metrics": list(self.metrics), "seed": self.seed}
 
 
 @dataclass(frozen=True)
 class Result:
-    """How one predictor did on the held-out texts; seconds and bytes are those of its training."""
+    """How one predictor did on the held-out samples; seconds and bytes are those of its training."""
 
     name: str
     scores: dict
@@ -69,86 +78,119 @@ class Result:
     memory: int | None = None
 
 
-def run_experiment(backbone, train, dev, settings, console, folder=None):
-    """Train on one sample's features and score on another's.
+def metrics_of(task, asked):
+    """Return the names of the metrics to report."""
+    names = tuple(dict.fromkeys(asked or default_metrics(task)))
+    for name in names:
+        if name not in TASK_METRICS[task]:
+            suitable = ", ".join(TASK_METRICS[task])
+            raise UsageError(f"--metric {name} does not go with {task}; choose from {suitable}")
+    return names
 
-    Parameters
-    ----------
-    backbone : sherl backbone, or None
-        None where the features are in the folder already.
-    train, dev : Sample
-    settings : Settings
-    console : Console
-    folder : path-like, optional
-        Where the features are kept on disk: in its folders train and dev.
+
+def baselines(data, settings, console):
+    """Return the results of a trivial guess and, where it is asked for, of a linear probe."""
+    if data.classes:
+        name, guess = "majority class", np.bincount(data.train_targets).argmax()
+    else:
+        name, guess = "mean", data.train_targets.mean()
+    results = [Result(name, scores_of(np.full(len(data.dev), guess), data.dev_targets, settings.metrics), 0)]
+    if settings.probe:
+        whole = layers_of(data.train) in states_of(data.train)
+        console.say(f"Fitting a linear probe on mean-pooled outputs of the last {'layer' if whole else 'tap'}")
+        results.append(_probe(data, settings, console))
+    return results
+
+
+def train_network(data, settings, console):
+    """Train one network.
 
     Returns
     -------
     network : sherl.SideNetwork
-    results : list of Result
-        Trivial guess, linear probe (if asked for), SHERL.
+    result : Result
     interrupted : bool
         Whether Ctrl-C ended the training early; the network then has the weights of its last step.
     """
-    with Measured() as reading:
-        features = [
-            _extract(backbone, sample, settings, console, folder and Path(folder) / name)
-            for name, sample in (("train", train), ("dev", dev))
-        ]
-    rate = sum(int(np.sum(one.lengths)) for one in features) / max(reading.seconds, 1e-9)
-    rate = f", {rate:,.0f} tokens a second" if folder is None else ""
-    size = megabytes(sum(one.nbytes for one in features))
-    console.say(f"   {reading.seconds:.1f} s{rate}; the states take {size} as {features[0].dtypes[0]}")
-
-    results = [_trivial(train, dev, settings)]
-    if settings.probe:
-        console.say("Fitting a linear probe on mean-pooled outputs of the last layer")
-        results.append(_probe(features, train, dev, settings, console))
-    features = [one.select(range(one.preprocessing["layers"])) for one in features]
-
-    network = _network(features[0], settings)
+    train, dev = data.tapped(settings.taps)
+    network = _network(train, data, settings)
     length = count_of(settings.epochs, "epoch")
     console.say(f"Training a SHERL network of {network.num_parameters():,} parameters for {length}")
-    unit = _Unit.of(train.targets, settings.task)
+    unit = _Unit.of(data.train_targets, settings.task)
     with Measured() as training:
         history = network.fit(
-            features[0],
-            unit.standardised(train.targets),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            schedule=settings.schedule,
-            step_every=settings.step_every,
-            step_factor=settings.step_factor,
-            clip_norm=settings.clip_norm,
-            learning_rate_factors=settings.learning_rate_factors,
-            ema=settings.ema,
-            warmup=WARMUP,
-            validation=(features[1], unit.standardised(dev.targets)),
+            train,
+            unit.standardised(data.train_targets),
+            validation=(dev, unit.standardised(data.dev_targets)),
             patience=settings.patience,
-            metrics=list(settings.metrics),
             progress=console.progress,
-            seed=settings.seed,
+            **settings.course,
+            **settings.optimizer,
         )
     unit.restore(network)
-    scores = _scores(network.predict(features[1], progress=console.progress), dev.targets, settings)
-    results.append(Result("SHERL", scores, network.num_parameters(), training.seconds, training.memory))
+    scores = scores_of(network.predict(dev, progress=console.progress), data.dev_targets, settings.metrics)
+    result = Result("SHERL", scores, network.num_parameters(), training.seconds, training.memory)
     interrupted = history.stopped == "interrupt"
     if interrupted:
         console.say("   interrupted: what follows is from the steps so far")
-    return network, results, interrupted
+    return network, result, interrupted
 
 
-def results_table(results):
-    """Lay results out as an aligned table."""
+def train_several(data, tried, console):
+    """Train a network for each of several settings, those of the same taps in one pass over the states.
+
+    Parameters
+    ----------
+    tried : dict of str to Settings
+
+    Returns
+    -------
+    sherl.SweepResult
+        Its table has scores of epochs, named as in `History.epochs`.
+    interrupted : bool
+    """
+    first = next(iter(tried.values()))
+    unit = _Unit.of(data.train_targets, first.task)
+    networks, histories, rows = {}, {}, {}
+    for taps in dict.fromkeys(settings.taps for settings in tried.values()):
+        names = [name for name, settings in tried.items() if settings.taps == taps]
+        train, dev = data.tapped(taps)
+        configurations = {
+            name: {"network": _network(train, data, tried[name]), **tried[name].optimizer} for name in names
+        }
+        console.say(f"Training {count_of(len(names), 'SHERL network')} for {count_of(first.epochs, 'epoch')}")
+        outcome = sherl.sweep(
+            train,
+            unit.standardised(data.train_targets),
+            configurations,
+            validation=(dev, unit.standardised(data.dev_targets)),
+            progress=console.progress,
+            **first.course,
+        )
+        networks |= outcome.networks
+        histories |= outcome.histories
+        rows |= {row["name"]: row for row in outcome.table}
+        if any(history.stopped == "interrupt" for history in outcome.histories.values()):
+            console.say("   interrupted: what follows is from the epochs so far")
+            break
+    for network in networks.values():
+        unit.restore(network)
+    table = [rows[name] for name in tried if name in rows]
+    interrupted = any(history.stopped == "interrupt" for history in histories.values())
+    return sherl.SweepResult(networks, histories, table, _best(table, f"validation_{first.metrics[0]}")), interrupted
+
+
+def results_table(results, best=None):
+    """Lay results out as an aligned table, and mark the best."""
     rows = [["", *results[0].scores, "trainable", "seconds", "memory"]]
     for result in results:
         scores = ["n/a" if math.isnan(score) else f"{score:.4f}" for score in result.scores.values()]
         trained = result.seconds is not None
         seconds, memory = (f"{result.seconds:.1f}", megabytes(result.memory)) if trained else ("-", "-")
         rows.append([result.name, *scores, f"{result.parameters:,}", seconds, memory])
-    return aligned(rows)
+    lines = aligned(rows).split("\n")
+    marks = [False] + [result.name == best for result in results]
+    return "\n".join(line + "   best" if marked else line for line, marked in zip(lines, marks))
 
 
 def results_record(results):
@@ -165,51 +207,38 @@ def results_record(results):
     ]
 
 
-def _extract(backbone, sample, settings, console, folder):
-    """Return the features of a sample, float16 unless they are on disk already."""
-    if backbone is None:
-        return _open(folder, sample, settings)
-    return backbone.extract(
-        sample.texts,
-        taps="all+last" if settings.probe or folder else "all",
-        max_length=settings.max_length,
-        dtype="float16",
-        progress=console.progress,
-        out=folder,
-    )
+def scores_of(predictions, targets, metrics):
+    """Return the value of each metric by name."""
+    return {name: METRICS[name](predictions, targets) for name in metrics}
 
 
-def _open(folder, sample, settings):
-    """Return the features of a folder, which must be those of the sample."""
-    manifest, features = read_manifest(folder), sherl.Features.open(folder)
-    facts = {"layers": 0, "max_length": None, **(features.preprocessing or {})}
-    states, layers = (features.source or {}).get("states"), facts["layers"]
-    if not layers or states not in (list(range(layers)), list(range(layers + 1))) or not features.layers:
-        raise ValueError(f"{folder} must hold all states of a backbone and its last layer, as --backbone writes them")
-    if manifest.inputs != inputs_fingerprint(sample.texts):
-        raise ValueError(f"{folder} must hold the features of the texts of the table, but it holds those of others")
-    if facts["max_length"] != settings.max_length:
-        raise ValueError(f"{folder} has --max-length {facts['max_length']}, got {settings.max_length}")
-    if settings.probe and len(states) == layers:
-        raise ValueError(f"{folder} lacks the last layer's output, which the linear probe needs: pass --no-probe")
-    return features
+def _best(table, score):
+    """Return the name of the row with the largest score, or None."""
+    scored = [row for row in table if row["stopped"] != "not finite" and math.isfinite(row.get(score, math.nan))]
+    return max(scored, key=lambda row: row[score])["name"] if scored else None
 
 
-def _network(features, settings):
+def _network(features, data, settings):
+    """Return an untrained network on such taps."""
     channels = features.channels[-1]
-    early = sherl.MTSA(
-        taps=len(features.channels),
-        features=channels,
-        hidden=settings.hidden,
-        down="layernorm",
-        up_norm="layernorm",
-        dropout=DROPOUT,
-    )
-    if settings.task == "classification":
-        head = sherl.Classifier(features=channels, classes=settings.outputs, pool=settings.pool)
+    if features.sizes is not None:
+        early = sherl.MTSA.resnet(features.channels, len(features.channels), settings.hidden)
     else:
-        head = sherl.Regressor(features=channels, outputs=settings.outputs, pool=settings.pool)
-    return sherl.SideNetwork(early=early, late=features.layers[-1:], head=head, seed=settings.seed)
+        early = sherl.MTSA(
+            taps=len(features.channels),
+            features=features.channels,
+            hidden=settings.hidden,
+            down="layernorm",
+            up_norm="layernorm",
+            dropout=DROPOUT,
+        )
+    late = data.late
+    width = late[-1].out_features if late else channels
+    if data.classes:
+        head = sherl.Classifier(features=width, classes=len(data.classes), pool=settings.pool)
+    else:
+        head = sherl.Regressor(features=width, outputs=1, pool=settings.pool)
+    return sherl.SideNetwork(early=early, late=late, head=head, seed=settings.seed)
 
 
 @dataclass(frozen=True)
@@ -238,23 +267,12 @@ class _Unit:
         network.load_state_dict(state)
 
 
-def _trivial(train, dev, settings):
-    if settings.task == "classification":
-        name, guess = "majority class", np.bincount(train.targets).argmax()
-    else:
-        name, guess = "mean", train.targets.mean()
-    return Result(name, _scores(np.full(len(dev), guess), dev.targets, settings), 0)
-
-
-def _probe(features, train, dev, settings, console):
+def _probe(data, settings, console):
     with Measured() as fitting:
-        pooled = [one.pooled(tap=-1, how="mean") for one in features]
-        probe = fit_linear_probe(pooled[0], train.targets, settings.task, seed=settings.seed)
+        last = states_of(data.train)[-1:]
+        pooled = [selected(one, last).pooled(how="mean") for one in (data.train, data.dev)]
+        probe = fit_linear_probe(pooled[0], data.train_targets, settings.task, seed=settings.seed)
     chosen = f"penalty {probe.penalty:g}, features {'standardised' if probe.standardised else 'as they are'}"
-    console.say(f"   {chosen}: chosen on a tenth of the training texts")
-    scores = _scores(probe.predict(pooled[1]), dev.targets, settings)
+    console.say(f"   {chosen}: chosen on a tenth of the training samples")
+    scores = scores_of(probe.predict(pooled[1]), data.dev_targets, settings.metrics)
     return Result("linear probe", scores, probe.num_parameters, fitting.seconds, fitting.memory)
-
-
-def _scores(predictions, targets, settings):
-    return {name: METRICS[name](predictions, targets) for name in settings.metrics}

@@ -1,5 +1,7 @@
 """`sherl features`: check, describe, join and narrow folders of features."""
 
+from pathlib import Path
+
 import sherl
 
 from ..checks import count_of
@@ -8,10 +10,12 @@ from ..features.manifest import read_manifest, verify_files
 from ..features.sinks import DTYPES
 from ..training.progress import progress_bar
 from .arguments import described
-from .console import Console
+from .console import facts_table
+from .inputs import LABELS, read_labels, write_labels
 from .measure import megabytes
+from .options import add_reporting, begin
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "describe_features"]
 
 
 def add_parser(commands):
@@ -20,8 +24,9 @@ def add_parser(commands):
         "features",
         help="check, describe, join or narrow features on disk",
         **described(
-            "Work on folders of features, which a backbone's extract, Features.save or `sherl train --features` wrote.",
-            "sherl features verify features/train/\n  sherl features convert features/train/ --dtype int8 --out narrow/",
+            "Work on folders of features, which `sherl extract`, `sherl train --features` or Features.save wrote.",
+            "sherl features verify features/train/\n"
+            "  sherl features convert features/train/ --dtype int8 --out narrow/",
         ),
     )
     actions = parser.add_subparsers(dest="action", metavar="action", required=True)
@@ -38,9 +43,8 @@ def add_parser(commands):
     convert.add_argument("--dtype", required=True, choices=DTYPES, help="type to store")
     for action in (merge, convert):
         action.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    for action in (verify, merge, convert):
-        action.add_argument("--quiet", action="store_true", help="print nothing")
-    info.add_argument("--json", action="store_true", help="print one JSON object")
+    for action in (verify, info, merge, convert):
+        add_reporting(action)
 
 
 def _add(actions, name, run, help, example):
@@ -50,60 +54,63 @@ def _add(actions, name, run, help, example):
 
 
 def _verify(arguments):
-    console = Console(arguments.quiet)
+    console = begin(arguments)
     manifest = read_manifest(arguments.folder)
     size = _size(manifest)
     with progress_bar(console.progress, size, "verify") as bar:
         verify_files(arguments.folder, manifest, bar.update)
     console.say(f"{count_of(len(manifest.files), 'file')} of {megabytes(size)} are as they were written")
+    console.report({"files": len(manifest.files), "bytes": size, "intact": True})
     return 0
 
 
 def _info(arguments):
-    manifest = read_manifest(arguments.folder)
-    taps = [f"{tap['channels']} {tap['element']}" for tap in manifest.taps]
+    record = describe_features(arguments.folder)
+    begin(arguments).conclude(facts_table(record), record)
+    return 0
+
+
+def describe_features(folder):
+    """Return what a folder of features holds."""
+    manifest = read_manifest(folder)
     facts = {**(manifest.source or {}), **(manifest.preprocessing or {})}
-    record = {
+    return {
         "kind": "features",
         "samples": manifest.samples,
         "rows": manifest.taps[-1]["rows"],
-        "taps": taps,
+        "taps": [f"{tap['channels']} {tap['element']}" for tap in manifest.taps],
         "numbers_of_samples": list(manifest.fields),
         "late_layers": [layer["type"] for layer in manifest.layers],
         **{name: facts[name] for name in sorted(facts)},
+        "labels": (Path(folder) / LABELS).exists(),
         "bytes": _size(manifest),
     }
-    width = max(map(len, record))
-    lines = (f"{name.replace('_', ' '):<{width}}   {_shown(value)}" for name, value in record.items())
-    Console(as_json=arguments.json).conclude("\n".join(lines), record)
-    return 0
 
 
 def _merge(arguments):
     parts = [sherl.Features.open(folder) for folder in arguments.folders]
-    return _write(arguments, parts)
+    return _write(arguments, parts, arguments.folders)
 
 
 def _convert(arguments):
     features = sherl.Features.open(arguments.folder)
-    return _write(arguments, [features], dtype=arguments.dtype, inputs=read_manifest(arguments.folder).inputs)
+    inputs = read_manifest(arguments.folder).inputs
+    return _write(arguments, [features], [arguments.folder], dtype=arguments.dtype, inputs=inputs)
 
 
-def _write(arguments, parts, **more):
-    console = Console(arguments.quiet)
+def _write(arguments, parts, folders, **more):
+    console = begin(arguments)
     samples = sum(map(len, parts))
     with progress_bar(console.progress, samples, arguments.action) as bar:
         disk.write(parts, arguments.out, progress=bar, **more)
-    size = megabytes(_size(read_manifest(arguments.out)))
-    console.say(f"Wrote {count_of(samples, 'sample')} to {arguments.out}, {size}")
+    if all((Path(folder) / LABELS).exists() for folder in folders):
+        write_labels(arguments.out, [label for folder in folders for label in read_labels(folder)])
+    size = _size(read_manifest(arguments.out))
+    console.say(f"Wrote {count_of(samples, 'sample')} to {arguments.out}, {megabytes(size)}")
+    console.report({"out": arguments.out, "samples": samples, "bytes": size})
     return 0
 
 
 def _size(manifest):
     return sum(size for parts in manifest.files.values() for size, _ in parts)
 
-
-def _shown(value):
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,14 +1,18 @@
-"""`sherl info`: what a backbone folder or a saved network holds."""
+"""`sherl info`: what a backbone folder, a saved network, features on disk or this installation holds."""
 
 import json
 import math
+import platform
 from pathlib import Path
 
 import sherl
 
+from ..features.manifest import MANIFEST
 from ..network.saving import read_config
 from .arguments import described
-from .console import Console, aligned
+from .console import aligned, facts_table
+from .features import describe_features
+from .options import add_reporting, begin
 from .task_file import Task
 
 __all__ = ["add_parser"]
@@ -18,31 +22,42 @@ def add_parser(commands):
     """Add the command's arguments."""
     parser = commands.add_parser(
         "info",
-        help="describe a backbone folder or a saved network",
+        help="describe a backbone, a network, features, or this installation",
         **described(
-            "Describe a backbone folder, or a network that `sherl train` or save_pretrained wrote.",
-            "sherl info all-MiniLM-L6-v2/\n  sherl info my-network/",
+            "Describe a backbone folder, a network that `sherl train` or save_pretrained wrote, or features on disk; "
+            "without a folder the version, the linear algebra library, the instruction set and the threads in use.",
+            "sherl info all-MiniLM-L6-v2/\n  sherl info my-network/\n  sherl info",
         ),
     )
-    parser.add_argument("folder", metavar="DIR", help="a backbone folder in Hugging Face layout, or a saved network")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "folder", metavar="DIR", nargs="?",
+        help="a backbone folder in Hugging Face layout, a saved network, or features",
+    )
+    add_reporting(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments):
     """Run the command; return its exit code."""
-    folder = Path(arguments.folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder, but there is none of this name")
-    record = _backbone(folder) if _is_backbone(folder) else _network(folder)
-    facts = [(name.replace("_", " "), _shown(value)) for name, value in record.items() if name != "tensors"]
-    width = max(len(name) for name, _ in facts)
-    text = "\n".join(f"{name:<{width}}   {value}" for name, value in facts)
+    record = _installation() if arguments.folder is None else _folder(Path(arguments.folder))
+    text = facts_table({name: value for name, value in record.items() if name != "tensors"})
     if record.get("tensors"):
         rows = [(name, " x ".join(map(str, shape)) or "scalar") for name, shape in record["tensors"].items()]
         text += "\n\n" + aligned(rows)
-    Console(as_json=arguments.json).conclude(text, record)
+    begin(arguments).conclude(text, record)
     return 0
+
+
+def _installation():
+    return {"kind": "installation", **sherl.configuration.read_config(), "python": platform.python_version()}
+
+
+def _folder(folder):
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder, but there is none of this name")
+    if (folder / MANIFEST).exists():
+        return describe_features(folder)
+    return _backbone(folder) if _is_backbone(folder) else _network(folder)
 
 
 def _is_backbone(folder):
@@ -84,8 +99,9 @@ def _network(folder):
         record["task"] = task.task
         if task.classes:
             record["classes"] = task.classes
-        record["columns"] = [task.text, *([task.text_pair] if task.text_pair else []), task.label]
-        record["max_length"] = task.max_length
+        facts = {"columns": [name for name in (task.text, task.text_pair, task.label) if name],
+                 "max_length": task.max_length, "taps": task.taps}
+        record.update({name: value for name, value in facts.items() if value})
     return record | {"tensors": tensors}
 
 
@@ -113,9 +129,3 @@ def _tensors(folder):
 
 def _count(tensors):
     return sum(math.prod(shape) for shape in tensors.values())
-
-
-def _shown(value):
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) else str(value)

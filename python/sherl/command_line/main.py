@@ -6,14 +6,18 @@ import sys
 
 import sherl
 
-from . import demo, features, info, predict, train
-from .arguments import described
+from . import bench, completion, demo, evaluate, extract, features, info, predict, sweep, train
+from .arguments import UsageError, described
+from .config_file import with_config
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
+_COMMANDS = (demo, extract, train, sweep, evaluate, predict, features, info, bench, completion)
 _EXAMPLE = """\
 sherl demo              fetch a small backbone and train on movie reviews, in a few minutes
-  sherl train --help      train on tables of your own"""
+  sherl train --help      train on tables, images or arrays of your own
+
+exit codes: 0 done, 1 failed or refused what it was to read, 2 wrong usage, 130 interrupted"""
 
 
 def main(argv=None):
@@ -27,10 +31,13 @@ def main(argv=None):
     Returns
     -------
     int
-        0 on success, 2 for bad usage or input (a sentence goes to standard error), 130 when interrupted.
+        0 on success; 1 where the command failed, or refused what it was to read; 2 for wrong usage; 130 when
+        interrupted. A sentence goes to standard error.
     """
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     try:
+        parser = make_parser()
+        arguments = parser.parse_args(with_config(parser, argv))
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("\nsherl: interrupted", file=sys.stderr)
@@ -40,32 +47,20 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError, MemoryError) as error:
-        print(f"sherl {arguments.command}: error: {_sentence(error)}", file=sys.stderr)
-        return 2
+        print(f"sherl {argv[0]}: error: {_sentence(error)}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
 
 
-def _parser():
+def make_parser():
+    """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="sherl", **described("Train SHERL side networks on frozen backbones, on a CPU.", _EXAMPLE)
     )
     parser.add_argument("--version", action="version", version=f"sherl {sherl.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for module in (demo, train, predict, info, features):
+    for module in _COMMANDS:
         module.add_parser(commands)
-    config = commands.add_parser(
-        "config",
-        help="show how this copy was built and what it uses",
-        **described(
-            "Show the version, the linear algebra library, the instruction set and the threads in use.", "sherl config"
-        ),
-    )
-    config.set_defaults(run=_show_config)
     return parser
-
-
-def _show_config(arguments):
-    sherl.show_config()
-    return 0
 
 
 def _sentence(error):

@@ -22,20 +22,22 @@ class Task:
     task : {"classification", "regression"}
     classes : list of str or None
         Class names by id; None for regression.
-    text, text_pair : str or None
-        Columns of the training table that hold the texts; `text_pair` is None for single texts.
-    label : str
-        Column that holds the labels.
-    max_length : int
+    text, text_pair, label : str or None
+        Columns of the training table that hold texts and labels, where it was trained on one; `text_pair` is None for
+        single texts.
+    max_length : int or None
         Tokens that a text is cut to.
+    taps : list of int or None
+        States of the backbone that the network reads, or numbers of the arrays; None for all that are usual.
     """
 
     task: str
     classes: list | None
-    text: str
+    text: str | None
     text_pair: str | None
-    label: str
-    max_length: int
+    label: str | None
+    max_length: int | None
+    taps: list | None = None
 
     def save(self, folder):
         """Write the file into a folder."""
@@ -63,11 +65,11 @@ class Task:
         kinds = {
             "task": str,
             "classes": (list, type(None)),
-            "text": str,
-            "text_pair": (str, type(None)),
-            "label": str,
-            "max_length": int,
+            **dict.fromkeys(("text", "text_pair", "label"), (str, type(None))),
+            "max_length": (int, type(None)),
+            "taps": (list, type(None)),
         }
+        record = {"taps": None, **record}
         for name, kind in kinds.items():
             if name not in record or not isinstance(record[name], kind):
                 raise ValueError(f"{path}: {name!r} is missing or of another type than `sherl train` writes")
@@ -75,6 +77,8 @@ class Task:
         classes = task.classes or []
         if (task.task, bool(classes)) not in (("classification", True), ("regression", False)):
             raise ValueError(f"{path}: the task {task.task!r} does not go with {len(classes)} classes")
-        if not all(isinstance(name, str) for name in classes) or task.max_length < 1:
+        if not all(isinstance(name, str) for name in classes) or (task.max_length is not None and task.max_length < 1):
             raise ValueError(f"{path}: 'classes' must hold names and 'max_length' be at least 1")
+        if not all(isinstance(state, int) and state >= 0 for state in task.taps or []):
+            raise ValueError(f"{path}: 'taps' must hold numbers of at least 0")
         return task
