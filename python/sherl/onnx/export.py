@@ -6,6 +6,7 @@ import numpy as np
 
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
+from ..blocks.queries import Positions, Queries
 from ..checks import flag, write_files
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
@@ -49,6 +50,8 @@ def to_onnx(network, path, mask=True):
         if isinstance(layer, ForeignLayer):
             raise ValueError(f"late[{number}] is a module of PyTorch, which sherl cannot write as ONNX: use torch.onnx "
                              "on what sherl.torch.to_torch gives")
+        if isinstance(layer, (Positions, Queries)):
+            raise ValueError(f"late[{number}] begins a decoder or gives positions, which sherl does not write as ONNX")
     writer = Writer(helper, numpy_helper)
     masked = flag(mask, "mask") and not network.early.images
     inputs = _inputs(network, masked)

@@ -6,6 +6,7 @@ import torch
 
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
+from ..blocks.queries import Positions, Queries
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
 from . import plain
@@ -29,6 +30,9 @@ def to_torch(network):
     """
     if not isinstance(network, SideNetwork):
         raise TypeError(f"network must be a SideNetwork, got {type(network).__name__}")
+    for number, layer in enumerate(network.late):
+        if isinstance(layer, (Positions, Queries)):
+            raise ValueError(f"late[{number}] begins a decoder or gives positions, which to_torch does not write down")
     late = [_late(layer) for layer in network.late]
     head = plain.Pooled if network.head._pooled else plain.EachRow
     return plain.Network(_part(plain.Adapter, network.early), late, _part(head, network.head)).eval()
