@@ -39,8 +39,42 @@ def test_states_follow_from_each_other(tiny, kind, tower):
         last = backbone.layers[1](states[1][None])[0]
         assert np.isfinite(last).all()
         assert np.allclose(states[2], normed(backbone, last), atol=1e-5)
+        if backbone.final_norm is not None:
+            assert np.allclose(states[2], backbone.final_norm(last[None])[0], atol=1e-6)
+    assert (backbone.final_norm is None) == (not backbone._norm)
     assert len(backbone.encode(samples_of(backbone), "last")) == 3
     assert backbone.fingerprint in str(features.source)
+
+
+@pytest.mark.parametrize("kind, tower", [pair for pair in FAMILIES if pair[0] not in TOWERS or pair[1] == "text"])
+def test_a_network_may_end_with_the_final_norm(tiny, tmp_path, kind, tower):
+    backbone = tiny(kind, tower)
+    if backbone.final_norm is None:
+        return
+    features = backbone.extract(samples_of(backbone))
+
+    def network(pool="first", head=sherl.Classifier):
+        early = sherl.MTSA(backbone.num_layers, backbone.hidden_size, 4)
+        return sherl.SideNetwork(early, [backbone.layers[-1], backbone.final_norm], head(16, 3, pool=pool))
+
+    net = network()
+    assert not any(name.startswith("late") for name in net.state_dict())
+    x = normed(backbone, backbone.layers[-1](net.early(features)).taps[0])
+    first = np.concatenate([[0], np.cumsum(features.lengths)[:-1]])
+    head = net.head.state_dict()
+    np.testing.assert_allclose(net.forward(features), x[first] @ head["weight"].T + head["bias"], atol=2e-5)
+    net.save_pretrained(tmp_path / "net")
+    again = sherl.SideNetwork.from_pretrained(tmp_path / "net", backbone)
+    assert again.late[1] is backbone.final_norm
+    assert same_bits(again.forward(features), net.forward(features))
+    with pytest.raises(ValueError, match="no layer of backbone has the weights that late layer 1 was trained with"):
+        sherl.SideNetwork.from_pretrained(tmp_path / "net", backbone.layers)
+    labels, settings = np.arange(len(features)) % 3, {"epochs": 2, "batch_size": 2, "progress": False}
+    swept, alone = ({"first": network(), "mean": network("mean")} for _ in range(2))
+    sherl.sweep(features, labels, swept, **settings)
+    for name, each in alone.items():
+        each.fit(features, labels, **settings)
+        assert same_bits(each.state_dict(), swept[name].state_dict())
 
 
 def normed(backbone, x):

@@ -6,12 +6,15 @@ import torch
 
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
+from ..blocks.norm import LayerNorm, RMSNorm
 from ..blocks.queries import Positions, Queries
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
 from . import plain
 
 __all__ = ["to_torch"]
+
+_KINDS = {Bottleneck: plain.Bottleneck, LayerNorm: plain.Norm, RMSNorm: plain.Norm}  # the others are transformer layers
 
 
 def to_torch(network):
@@ -41,7 +44,7 @@ def to_torch(network):
 def _late(layer):
     if isinstance(layer, ForeignLayer):
         return plain.Foreign(copy.deepcopy(layer.module).requires_grad_(False), layer.call, layer.images)
-    return _part(plain.Bottleneck if isinstance(layer, Bottleneck) else plain.Layer, layer)
+    return _part(_KINDS.get(type(layer), plain.Layer), layer)
 
 
 def _part(kind, block):
