@@ -108,7 +108,28 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path, kind, tower):
 def optional(name):
     """Tell whether a model can do without a tensor: one that tells how its layers are made, or of a decoder."""
     bias = name.endswith(".bias") and any(part in name for part in ("query", "q_proj", "o_proj", "up_proj", "c_attn"))
-    return bias or name.startswith(("decoder", "lm_head"))
+    return bias or name.startswith(("decoder", "lm_head")) or name.endswith("_projection.weight")
+
+
+def test_projections_are_read_where_there_are_some(tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny", "clip")
+    weights = load_file(folder / "model.safetensors")
+    for tower, name in (("text", "text_projection.weight"), ("image", "visual_projection.weight")):
+        backbone = sherl.load_backbone(folder, tower)
+        np.testing.assert_array_equal(backbone.projection, weights[name])
+        without = {key: value for key, value in weights.items() if key != name}
+        write_tensors(folder / "model.safetensors", without)
+        again = sherl.load_backbone(folder, tower)
+        assert again.projection is None and again.fingerprint == backbone.fingerprint
+        write_tensors(folder / "model.safetensors", {**without, name: np.zeros((10, 3), np.float32)})
+        with pytest.raises(ValueError, match=rf"{name} must have shape \(10, 16\).* got \(10, 3\)"):
+            sherl.load_backbone(folder, tower)
+        write_tensors(folder / "model.safetensors", weights)
+        head = sherl.Embedding.from_projection(backbone.projection, "first", normalize=False, temperature=0.1)
+        x = np.random.default_rng(0).standard_normal((2, 3, 16), dtype=np.float32)
+        np.testing.assert_allclose(head(x), 10 * x[:, 0] @ weights[name].T, atol=1e-4)
+    with pytest.raises(ValueError, match=r"projection must have shape \(rows, features\), got \(3,\)"):
+        sherl.Embedding.from_projection(np.ones(3, np.float32))
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5", "dinov2", "whisper"])

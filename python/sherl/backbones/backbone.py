@@ -42,6 +42,9 @@ class Backbone:
     final_norm : LayerNorm, RMSNorm or None
         The frozen norm behind the last layer, where the model has one: a side network whose late layer is the last one
         may end its late route with it, ``late=[backbone.layers[-1], backbone.final_norm]``.
+    projection : numpy.ndarray of float32, shape (channels, hidden_size), or None
+        Of a tower of CLIP, where the checkpoint has it, the map to the space that texts and images share; states do not
+        depend on it. `Embedding.from_projection` makes a head of it.
     language : LanguageDecoder or None
         What T5's decoder has beside its layers: norm, language-model head, the tokens that begin and end a text.
     max_length : int or None
@@ -61,7 +64,7 @@ class Backbone:
         if self._norm:
             kind = LayerNorm if "bias" in self._norm else RMSNorm
             self.final_norm = kind.from_weights(**self._norm, eps=self._eps)
-        self.language = parts.language
+        self.language, self.projection = parts.language, parts.projection
         self._store = _core.Parameters()
         self._programs = {}
         self._fingerprint = None
