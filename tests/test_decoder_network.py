@@ -175,6 +175,25 @@ def test_gradients_are_those_of_the_blocks_one_after_the_other(trainable):
         np.testing.assert_allclose(gradients[name], value, atol=2e-4 * max(1, np.abs(value).max()), err_msg=name)
 
 
+@pytest.mark.usefixtures("double_core")
+def test_gradients_of_tables_against_finite_differences():
+    late = late_of(sherl.Positions(FEATURES, TOKENS), sherl.Queries(FEATURES, QUERIES, start=True))
+    net, taps = network_of(late), [tap.astype(np.float64) for tap in taps_of(3)]
+    cotangent = rows_of(3, QUERIES, net.head.out_features, seed=6).astype(np.float64)
+    _, gradients = net.vjp(taps, cotangent)
+    for name in ("late.0.table", "late.2.positions", "late.2.start"):
+        state = net.state_dict()
+        for place in ((0, 0), (2, 5), (-1, -1)):
+            values = []
+            for step in (1e-5, -1e-5):
+                moved = state[name].copy()
+                moved[place] += step
+                net.load_state_dict({**state, name: moved})
+                values.append((net.forward(taps) * cotangent).sum())
+            net.load_state_dict(state)
+            assert gradients[name][place] == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-7), name
+
+
 def test_ragged_features_and_padded_arrays_agree():
     net, given, mask = network_of(), given_of(), mask_of()
     features = sherl.Features([tap[mask] for tap in given], mask.sum(axis=1))

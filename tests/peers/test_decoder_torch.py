@@ -10,6 +10,7 @@ from torch import nn
 from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrEncoderLayer
 
 import sherl
+import sherl.torch
 from benchmarks import peer_torch
 from sherl import losses
 
@@ -121,3 +122,24 @@ def test_ten_steps(pair):
         optimizer.step()
         assert step(given, losses.box_targets(boxes, labels)) == pytest.approx(expected.item(), rel=1e-4)
     assert_same_weights([net], [peer])
+
+
+def test_as_a_module_of_pytorch(pair):
+    """Padded or ragged, its outputs are rows of queries."""
+    net, _ = pair
+    module, (given, _, _) = sherl.torch.SideModule(net).eval(), problem()
+    mask = np.arange(TOKENS) < np.array([9, 4, 1, 7, 9, 2])[:, None]
+    cotangent = torch.randn(SAMPLES, QUERIES, CLASSES + 5)
+    taps = [torch.from_numpy(tap).requires_grad_() for tap in given]
+    outputs = module(*taps, mask=mask)
+    np.testing.assert_array_equal(outputs.detach().numpy(), net.forward(given, mask))
+    outputs.backward(cotangent)
+    _, expected = net.vjp(given, cotangent.numpy(), mask, taps_gradient=True)
+    for number, tap in enumerate(taps):
+        np.testing.assert_array_equal(tap.grad.numpy(), expected[f"tap{number}"])
+    found = {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+    module.zero_grad()
+    ragged = module(sherl.Features([tap[mask] for tap in given], mask.sum(axis=1)))
+    ragged.backward(cotangent)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_allclose(parameter.grad, found[name], atol=1e-5)

@@ -27,7 +27,7 @@ class Inference:
         taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
             Hidden states of the backbone. float32, float64, float16 or bfloat16. Images (batch, height, width,
             channels) where the early block has `pool`; with spatial guidance one more, the tower's output
-            (batch, channels).
+            (batch, channels); with `Positions` without a table one more, the rows of positions.
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             With padded arrays: 1 where a row is meant; others are left out.
         positions : array_like of int, shape (batch,), optional

@@ -134,7 +134,7 @@ class SideNetwork(Inference, Network):
         taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
             Hidden states of the backbone. float32, float64, float16 or bfloat16. Images (batch, height, width,
             channels) where the early block has `pool`; with spatial guidance one more, the tower's output
-            (batch, channels).
+            (batch, channels); with `Positions` without a table one more, the rows of positions.
         labels : array_like
             Of a classifier class numbers (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
             regressor numbers (samples,), or (samples, outputs). Token classifiers and span predictors say themselves
