@@ -63,22 +63,8 @@ class Questions:
         last.append(pictures.pooled(how="first")[picture])
         self.pooled = np.concatenate(last, axis=1)
         tapped = range(len(IMAGE_STATES))
-        self.taps = joined(words[text].select(tapped), pictures[picture].select(tapped))
+        self.taps = sherl.Features.joined(words[text].select(tapped), pictures[picture].select(tapped))
         self.answers = np.array([answers.index(name) for name in names])
-
-
-def joined(first, second):
-    """Return features whose samples have the rows of one and then those of another."""
-    lengths = first.lengths + second.lengths
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
-    rows_of_first = np.concatenate([start + np.arange(count) for start, count in zip(starts, first.lengths)])
-    rest = np.ones(int(lengths.sum()), bool)
-    rest[rows_of_first] = False
-    taps = []
-    for one, other in zip(first.taps, second.taps):
-        taps.append(np.empty((len(rest), one.shape[1]), one.dtype))
-        taps[-1][rows_of_first], taps[-1][rest] = one, other
-    return sherl.Features(taps, lengths)
 
 
 def main(argv=None):

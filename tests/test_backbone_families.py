@@ -39,8 +39,42 @@ def test_states_follow_from_each_other(tiny, kind, tower):
         last = backbone.layers[1](states[1][None])[0]
         assert np.isfinite(last).all()
         assert np.allclose(states[2], normed(backbone, last), atol=1e-5)
+        if backbone.final_norm is not None:
+            assert np.allclose(states[2], backbone.final_norm(last[None])[0], atol=1e-6)
+    assert (backbone.final_norm is None) == (not backbone._norm)
     assert len(backbone.encode(samples_of(backbone), "last")) == 3
     assert backbone.fingerprint in str(features.source)
+
+
+@pytest.mark.parametrize("kind, tower", [pair for pair in FAMILIES if pair[0] not in TOWERS or pair[1] == "text"])
+def test_a_network_may_end_with_the_final_norm(tiny, tmp_path, kind, tower):
+    backbone = tiny(kind, tower)
+    if backbone.final_norm is None:
+        return
+    features = backbone.extract(samples_of(backbone))
+
+    def network(pool="first", head=sherl.Classifier):
+        early = sherl.MTSA(backbone.num_layers, backbone.hidden_size, 4)
+        return sherl.SideNetwork(early, [backbone.layers[-1], backbone.final_norm], head(16, 3, pool=pool))
+
+    net = network()
+    assert not any(name.startswith("late") for name in net.state_dict())
+    x = normed(backbone, backbone.layers[-1](net.early(features)).taps[0])
+    first = np.concatenate([[0], np.cumsum(features.lengths)[:-1]])
+    head = net.head.state_dict()
+    np.testing.assert_allclose(net.forward(features), x[first] @ head["weight"].T + head["bias"], atol=2e-5)
+    net.save_pretrained(tmp_path / "net")
+    again = sherl.SideNetwork.from_pretrained(tmp_path / "net", backbone)
+    assert again.late[1] is backbone.final_norm
+    assert same_bits(again.forward(features), net.forward(features))
+    with pytest.raises(ValueError, match="no layer of backbone has the weights that late layer 1 was trained with"):
+        sherl.SideNetwork.from_pretrained(tmp_path / "net", backbone.layers)
+    labels, settings = np.arange(len(features)) % 3, {"epochs": 2, "batch_size": 2, "progress": False}
+    swept, alone = ({"first": network(), "mean": network("mean")} for _ in range(2))
+    sherl.sweep(features, labels, swept, **settings)
+    for name, each in alone.items():
+        each.fit(features, labels, **settings)
+        assert same_bits(each.state_dict(), swept[name].state_dict())
 
 
 def normed(backbone, x):
@@ -74,7 +108,28 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path, kind, tower):
 def optional(name):
     """Tell whether a model can do without a tensor: one that tells how its layers are made, or of a decoder."""
     bias = name.endswith(".bias") and any(part in name for part in ("query", "q_proj", "o_proj", "up_proj", "c_attn"))
-    return bias or name.startswith(("decoder", "lm_head"))
+    return bias or name.startswith(("decoder", "lm_head")) or name.endswith("_projection.weight")
+
+
+def test_projections_are_read_where_there_are_some(tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny", "clip")
+    weights = load_file(folder / "model.safetensors")
+    for tower, name in (("text", "text_projection.weight"), ("image", "visual_projection.weight")):
+        backbone = sherl.load_backbone(folder, tower)
+        np.testing.assert_array_equal(backbone.projection, weights[name])
+        without = {key: value for key, value in weights.items() if key != name}
+        write_tensors(folder / "model.safetensors", without)
+        again = sherl.load_backbone(folder, tower)
+        assert again.projection is None and again.fingerprint == backbone.fingerprint
+        write_tensors(folder / "model.safetensors", {**without, name: np.zeros((10, 3), np.float32)})
+        with pytest.raises(ValueError, match=rf"{name} must have shape \(10, 16\).* got \(10, 3\)"):
+            sherl.load_backbone(folder, tower)
+        write_tensors(folder / "model.safetensors", weights)
+        head = sherl.Embedding.from_projection(backbone.projection, "first", normalize=False, temperature=0.1)
+        x = np.random.default_rng(0).standard_normal((2, 3, 16), dtype=np.float32)
+        np.testing.assert_allclose(head(x), 10 * x[:, 0] @ weights[name].T, atol=1e-4)
+    with pytest.raises(ValueError, match=r"projection must have shape \(rows, features\), got \(3,\)"):
+        sherl.Embedding.from_projection(np.ones(3, np.float32))
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5", "dinov2", "whisper"])

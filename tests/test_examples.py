@@ -194,10 +194,3 @@ def test_visual_questions(vit, language_model, monkeypatch, capsys):
     visual_questions.main(["--train", "48", "--test", "20", "--size", "8", "--hidden", "8", "--epochs", "2",
                            "--batch-size", "8", "--seeds", "0"])  # fmt: skip
     assert float(table_of(capsys, "SHERL")[1].split()[0]) >= 0.5
-
-
-def test_rows_of_questions_stand_before_those_of_pictures():
-    first = sherl.Features([np.array([[1.0], [2], [3]])], [1, 2])
-    second = sherl.Features([np.array([[-1.0], [-2], [-3]])], [2, 1])
-    joined = visual_questions.joined(first, second)
-    assert joined.taps[0].ravel().tolist() == [1, -1, -2, 2, 3, -3] and joined.lengths.tolist() == [3, 3]

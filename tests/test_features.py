@@ -191,3 +191,74 @@ def test_wrong_selections(index, error):
 def test_wrong_arguments(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# ---- Joined ----
+
+
+def two_parts(dtype="float32"):
+    """Texts of four samples and pictures of three, as selections in which some come again."""
+    rng = np.random.default_rng(5)
+    texts = sherl.Features(ragged(), LENGTHS, source={"backbone": "a", "states": [0, 1]}).astype(dtype)
+    pictures = [rng.standard_normal((9, width), dtype=np.float32) for width in (5, 6)]
+    pictures = sherl.Features(pictures, [4, 2, 3], source={"backbone": "b", "states": [3, 5]}).astype(dtype)
+    return texts[[2, 0, 0, 3, 1]], pictures[[1, 1, 0, 2, 1]]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_joined_samples_have_the_rows_of_one_and_then_of_the_other(dtype):
+    texts, pictures = two_parts(dtype)
+    joined = sherl.Features.joined(texts, pictures)
+    assert joined.lengths.tolist() == [6, 5, 7, 5, 3] and joined.dtypes == [dtype] * 2
+    for number in range(5):
+        for tap in range(2):
+            for what in ("taps", "scales"):
+                found, parts = getattr(joined[number], what)[tap], [getattr(part[number], what)[tap] for part in
+                                                                    (texts, pictures)]
+                if dtype == "int8" or what == "taps":
+                    np.testing.assert_array_equal(found, np.concatenate(parts))
+    assert len(joined._arrays[0]) == 10 + 9  # samples that come again are held once
+    assert len(sherl.Features.joined(texts[:2], pictures[:2])._arrays[0]) == 4 + 3 + 2
+    three = sherl.Features.joined(pictures, texts, pictures)
+    assert three.lengths.tolist() == [8, 7, 11, 8, 5]
+
+
+def test_joined_features_train_as_copies_do(tmp_path):
+    texts, pictures = two_parts()
+    joined = sherl.Features.joined(texts.select([0]), pictures.select([0])).select([0, 0])
+    copied = sherl.Features(joined.taps, joined.lengths)
+    assert joined.fingerprint == copied.fingerprint
+    labels, found = [0, 1, 1, 0, 1], []
+    joined.save(tmp_path / "joined")
+    for features in (joined, copied, sherl.Features.open(tmp_path / "joined")):
+        net = sherl.SideNetwork(sherl.MTSA(2, 5, 3), [], sherl.Classifier(5, 2, pool="mean"))
+        net.fit(features, labels, epochs=2, batch_size=2, progress=False)
+        found.append(net.state_dict())
+    assert same_bits(found[0], found[1]) and same_bits(found[0], found[2])
+
+
+def test_joined_features_remember_where_they_come_from():
+    texts, pictures = two_parts()
+    texts = texts.with_positions([3, 2, 0, 1, 0])
+    joined = sherl.Features.joined(texts, pictures)
+    assert joined.source == {"joined": [texts.source, pictures.source]}
+    assert joined.select([1]).source == {"joined": [{"backbone": "a", "states": [1]}, {"backbone": "b", "states": [5]}]}
+    assert joined.positions.tolist() == [3, 2, 0, 1, 0]
+    np.testing.assert_array_equal(joined.pooled(how="position"), texts.pooled(how="position"))
+    assert sherl.Features.joined(texts, sherl.Features(pictures.taps, pictures.lengths)).source is None
+
+
+def test_what_cannot_be_joined():
+    texts, pictures = two_parts()
+    for parts, kind, message in (
+        ((texts, 3), TypeError, r"features\[1\] must be Features, got int"),
+        ((texts,), ValueError, "two sets of features or more, got 1"),
+        ((texts, pictures[:2]), ValueError, r"features\[1\] must have the 5 samples of features\[0\], got 2"),
+        ((texts, pictures.select([0])), ValueError, r"taps of the channels of features\[0\], \[5, 6\], got \[5\]"),
+        ((texts, pictures.astype("float16")), ValueError, r"taps of the dtypes of .*; astype gives another type"),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=message):
+            sherl.Features.joined(*parts)
+    image = sherl.Features.from_arrays([np.zeros((2, 3, 3, 4), np.float32)])
+    with pytest.raises(ValueError, match=r"features\[0\] must have rows of tokens"):
+        sherl.Features.joined(image, image)

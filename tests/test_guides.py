@@ -16,9 +16,11 @@ from sherl.command_line.main import main
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run(name):
+def run(name, blocks=1):
+    """Run the first blocks of code of a page, one after the other, and return what they named."""
     path, names = DOCS / name, {}
-    exec(compile(path.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], str(path), "exec"), names)
+    for block in path.read_text(encoding="utf-8").split("```python\n")[1 : 1 + blocks]:
+        exec(compile(block.split("```")[0], str(path), "exec"), names)
     return names
 
 
@@ -41,6 +43,9 @@ def test_detection():
     names = run("how-to-detection.md")
     assert names["outputs"].shape == (32, 5, 7)
     assert names["history"].epochs[-1]["loss"] < 0.5 * names["history"].epochs[0]["loss"]
+    names = run("how-to-detection.md", 2)
+    assert names["net"].forward([*names["states"], names["places"]]).shape == (32, 5, 7)
+    assert names["history"].epochs[-1]["loss"] < 0.7 * names["history"].epochs[0]["loss"]
 
 
 def test_seq2seq(tmp_path, monkeypatch):

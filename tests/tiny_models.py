@@ -7,7 +7,7 @@ import pytest
 
 from sherl.backbones.families import TOWERS
 from sherl.backbones.pairs import LanguageDecoder
-from sherl.backbones.reading import read_decoder, read_family, read_layers, read_norm, read_stem
+from sherl.backbones.reading import read_decoder, read_family, read_layers, read_norm, read_projection, read_stem
 
 _ENCODER = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 _TEXT = {**_ENCODER, "vocab_size": 20, "max_position_embeddings": 12, "pad_token_id": 1}
@@ -48,6 +48,9 @@ class Asked:
     def __contains__(self, name):
         return not name.endswith("k_proj.bias")
 
+    def shape(self, name, dimensions):
+        return (10,) * dimensions
+
     def read(self, name, shape):
         self.arrays[name] = (0.3 * self._random.standard_normal(shape)).astype(np.float32)
         return self.arrays[name]
@@ -62,6 +65,7 @@ def weights_of(config, seed=0):
         if family.title == "T5" and decoder:
             LanguageDecoder(facts, stem, asked)
         read_layers(family.layers, facts, asked)
+        read_projection(family, facts, asked)
     return asked.arrays
 
 

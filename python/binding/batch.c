@@ -43,8 +43,8 @@ static bool bind_space(bound_batch *batch, const declared_space *declared, size_
     return batch->offsets[declared->space] != NULL;
 }
 
-/* Rows of images, which follow from their heights and widths. */
-static bool count_pixels(bound_batch *batch, const ProgramObject *program) {
+/* Rows that no offsets tell: of images they follow from heights and widths, and fixed ones are known. */
+static bool count_rows(bound_batch *batch, const ProgramObject *program) {
     core_lock(program->parameters->state);
     sherl_status status = sherl_program_rows(program->program, batch->core.samples, batch->core.offsets,
                                              batch->core.grids, batch->rows);
@@ -76,7 +76,7 @@ bool batch_bind_offsets(bound_batch *batch, const ProgramObject *program, const 
     }
     for (size_t i = 0; i < declared->space_count; i++)
         if (!bind_space(batch, &declared->spaces[i], i, PyTuple_GET_ITEM(items, (Py_ssize_t)i + 1))) return false;
-    return !declared->has_images || count_pixels(batch, program);
+    return !declared->counts_rows || count_rows(batch, program);
 }
 
 /* Binds item `i` of a sequence of pairs to rows as declared. */

@@ -6,7 +6,8 @@
 const char *const activation_names[] = {"identity", "relu", "gelu", "gelu_tanh", "quick_gelu",
                                         "silu",     "sigmoid", "tanh", NULL};
 const char *const pooling_names[] = {"first", "mean", "max", "last", "position", NULL};
-static const char *const initializer_names[] = {"zeros", "ones", "xavier_uniform", "normal", NULL};
+static const char *const initializer_names[] = {"zeros", "ones", "xavier_uniform", "normal",
+                                              "standard_normal", NULL};
 
 /* ---- Results and sequences --------------------------------------------------------------------------------------- */
 
@@ -81,7 +82,7 @@ static bool copy_list(declared_list *copy, const declared_list *list) {
 }
 
 static bool copy_declarations(declarations *copy, const declarations *declared) {
-    *copy = (declarations){.has_images = declared->has_images, .has_loss = declared->has_loss};
+    *copy = (declarations){.counts_rows = declared->counts_rows, .has_loss = declared->has_loss};
     copy->spaces = PyMem_Calloc(declared->space_count, sizeof *copy->spaces);
     if (!copy->spaces) PyErr_NoMemory();
     for (size_t i = 0; copy->spaces && i < declared->space_count; i++) copy->spaces[i] = declared->spaces[i];
@@ -103,7 +104,7 @@ static PyObject *declare_space(GraphObject *self, PyObject *args, PyObject *keyw
     sherl_space space = (images ? sherl_graph_grid : sherl_graph_space)(self->graph, name);
     if (space != SHERL_NONE) {
         declared->spaces[declared->space_count++] = (declared_space){.space = space, .images = images};
-        declared->has_images = declared->has_images || images;
+        declared->counts_rows = declared->counts_rows || images;
     }
     return graph_result(self, space);
 }
@@ -114,6 +115,16 @@ static PyObject *graph_space(GraphObject *self, PyObject *args, PyObject *keywor
 
 static PyObject *graph_grid(GraphObject *self, PyObject *args, PyObject *keywords) {
     return declare_space(self, args, keywords, "grid", true);
+}
+
+static PyObject *graph_fixed_space(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *name;
+    size_t rows;
+    argument arguments[] = {text_argument("name", &name), count_argument("rows", 1, &rows)};
+    if (!parse_arguments("fixed_space", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    sherl_space space = sherl_graph_fixed_space(self->graph, name, rows);
+    self->declared.counts_rows = self->declared.counts_rows || space != SHERL_NONE;
+    return graph_result(self, space);
 }
 
 static PyObject *graph_value_space(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -330,6 +341,14 @@ static PyObject *graph_embedding(GraphObject *self, PyObject *args, PyObject *ke
     argument arguments[] = {handle_argument("indices", &indices), handle_argument("table", &table)};
     if (!parse_arguments("embedding", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
     return graph_result(self, sherl_embedding(self->graph, indices, table));
+}
+
+static PyObject *graph_table(GraphObject *self, PyObject *args, PyObject *keywords) {
+    sherl_parameter table;
+    sherl_space space;
+    argument arguments[] = {handle_argument("table", &table), handle_argument("space", &space)};
+    if (!parse_arguments("table", args, keywords, arguments, LENGTH(arguments), 2)) return NULL;
+    return graph_result(self, sherl_table(self->graph, table, space));
 }
 
 static PyObject *graph_rotary(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -592,6 +611,8 @@ static void graph_dealloc(GraphObject *self) {
 static PyMethodDef graph_methods[] = {
     METHOD("space", graph_space,
            "space($self, name)\n--\n\nA row space whose segment lengths are given with each batch."),
+    METHOD("fixed_space", graph_fixed_space,
+           "fixed_space($self, name, rows)\n--\n\nA row space with as many rows in every sample."),
     METHOD("grid", graph_grid,
            "grid($self, name)\n--\n\nA row space of images whose heights and widths are given with each batch."),
     METHOD("value_space", graph_value_space, "value_space($self, value)\n--\n\nThe row space of a value."),
@@ -620,6 +641,7 @@ static PyMethodDef graph_methods[] = {
     METHOD("multiply", graph_multiply, "multiply($self, a, b)\n--\n\na * b"),
     METHOD("scale_channels", graph_scale_channels, "scale_channels($self, x, scale)\n--\n\nx * scale, channel by channel"),
     METHOD("embedding", graph_embedding, "embedding($self, indices, table)\n--\n\ntable[indices]"),
+    METHOD("table", graph_table, "table($self, table, space)\n--\n\nThe rows of a table for every sample."),
     METHOD("rotary", graph_rotary,
            "rotary($self, x, heads, dimensions, theta)\n--\n\n"
            "Turn pairs of channels by angles that grow with the row's position."),

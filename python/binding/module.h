@@ -86,7 +86,7 @@ typedef struct declarations {
     declared_list inputs, outputs;
     declared_space *spaces; /* in order, without SHERL_SAMPLES */
     size_t space_count, space_capacity;
-    bool has_images, has_loss;
+    bool counts_rows, has_loss;
 } declarations;
 
 typedef struct GraphObject {

@@ -90,7 +90,8 @@ typedef enum sherl_initializer {
     SHERL_INIT_ZEROS,
     SHERL_INIT_ONES,
     SHERL_INIT_XAVIER_UNIFORM, /* U(-a, a), a = sqrt(6 / (rows + columns)) */
-    SHERL_INIT_NORMAL          /* N(0, 0.02^2) */
+    SHERL_INIT_NORMAL,         /* N(0, 0.02^2) */
+    SHERL_INIT_STANDARD_NORMAL /* N(0, 1) */
 } sherl_initializer;
 
 sherl_status sherl_parameters_create(sherl_context *context, sherl_parameters **parameters);
@@ -160,6 +161,8 @@ size_t sherl_graph_channels(const sherl_graph *graph, sherl_value value);
 sherl_space sherl_graph_value_space(const sherl_graph *graph, sherl_value value);
 /* A row space whose segment lengths are given with each batch. */
 sherl_space sherl_graph_space(sherl_graph *graph, const char *name);
+/* A row space with `rows` rows in every sample. */
+sherl_space sherl_graph_fixed_space(sherl_graph *graph, const char *name, size_t rows);
 /* A row space of images: their heights and widths are given with each batch, and row y * width + x is a pixel. Ops that
  * change the size make row spaces of their own, whose heights and widths follow. */
 sherl_space sherl_graph_grid(sherl_graph *graph, const char *name);
@@ -209,6 +212,9 @@ sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b);
 sherl_value sherl_scale_channels(sherl_graph *graph, sherl_value x, sherl_parameter scale);
 /* y = table[indices]; table: (entries, channels) */
 sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_parameter table);
+/* The rows of a table for every sample of a row space: row r of a sample is table[r]. A run in which a sample has not as
+ * many rows as the table ends with SHERL_SHAPE_MISMATCH. */
+sherl_value sherl_table(sherl_graph *graph, sherl_parameter table, sherl_space space);
 /* Turns, in each of the `heads` heads of x, channel i and channel i + dimensions / 2 (i < dimensions / 2) as a pair by
  * the angle position * theta^(-2 i / dimensions), where position counts a segment's rows from 0; an even number of
  * `dimensions`, of which a head may have more. */

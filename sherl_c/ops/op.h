@@ -180,7 +180,7 @@ extern const sherl_op_type sherl_layer_norm_type, sherl_rms_norm_type;          
 extern const sherl_op_type sherl_batch_norm_type, sherl_fixed_batch_norm_type;     /* batch_norm.c */
 extern const sherl_op_type sherl_dropout_type;                                     /* dropout.c */
 extern const sherl_op_type sherl_add_type, sherl_multiply_type, sherl_scale_channels_type, sherl_gate_type; /* elementwise.c */
-extern const sherl_op_type sherl_embedding_type;                                   /* embedding.c */
+extern const sherl_op_type sherl_embedding_type, sherl_table_type;                 /* embedding.c */
 extern const sherl_op_type sherl_rotary_type;                                      /* rotary.c */
 extern const sherl_op_type sherl_attention_type;                                   /* attention.c */
 extern const sherl_op_type sherl_single_query_attention_type;                      /* single_query_attention.c */

@@ -169,6 +169,17 @@ sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_param
                               sherl_parameters_columns(graph->parameters, table), SHERL_SAMPLES, 0, false);
 }
 
+sherl_value sherl_table(sherl_graph *graph, sherl_parameter table, sherl_space space) {
+    if (graph->status != SHERL_OK) return SHERL_NONE;
+    if (table >= sherl_parameters_count(graph->parameters))
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "table: it is not a parameter of this graph");
+    if (space == SHERL_SAMPLES || space >= graph->network.space_count)
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "table: there is no row space %u of segments", space);
+    sherl_op op = {.type = &sherl_table_type, .parameter_count = 1, .parameters = {table}};
+    return sherl_graph_append(graph, &op, space, sherl_parameters_columns(graph->parameters, table), SHERL_SAMPLES, 0,
+                              false);
+}
+
 sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta) {
     if (!sherl_check_value(graph, "rotary", "x", x, false) ||
         !sherl_check_number(graph, "rotary", "theta", theta, 1, 1e12))

@@ -32,7 +32,7 @@ sherl_status sherl_graph_create(sherl_context *context, sherl_parameters *parame
     created->network.context = context;
     created->network.loss = SHERL_NONE;
     sherl_space samples; /* the first one: SHERL_SAMPLES */
-    status = sherl_network_add_space(&created->network, SHERL_SPACE_SEGMENTS, &samples);
+    status = sherl_network_add_space(&created->network, (sherl_space_info){.kind = SHERL_SPACE_SEGMENTS}, &samples);
     uint32_t number;
     if (!status) status = sherl_network_add_selection(&created->network, sherl_first_rows, &number);
     if (status) {
@@ -68,20 +68,25 @@ void sherl_graph_set_staged(sherl_graph *graph, bool staged) {
     graph->staged = staged;
 }
 
-static sherl_space declare_space(sherl_graph *graph, const char *name, sherl_space_kind kind) {
+static sherl_space declare_space(sherl_graph *graph, const char *name, sherl_space_info info) {
     sherl_space space;
     if (graph->status != SHERL_OK) return SHERL_NONE;
-    sherl_status status = sherl_network_add_space(&graph->network, kind, &space);
+    sherl_status status = sherl_network_add_space(&graph->network, info, &space);
     if (!status) return space;
     return sherl_graph_fail(graph, status, "row space %s: %s", name, sherl_status_text(status));
 }
 
 sherl_space sherl_graph_space(sherl_graph *graph, const char *name) {
-    return declare_space(graph, name, SHERL_SPACE_SEGMENTS);
+    return declare_space(graph, name, (sherl_space_info){.kind = SHERL_SPACE_SEGMENTS});
+}
+
+sherl_space sherl_graph_fixed_space(sherl_graph *graph, const char *name, size_t rows) {
+    if (rows == 0) return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "row space %s: it must have a row", name);
+    return declare_space(graph, name, (sherl_space_info){.kind = SHERL_SPACE_FIXED, .rows = rows});
 }
 
 sherl_space sherl_graph_grid(sherl_graph *graph, const char *name) {
-    return declare_space(graph, name, SHERL_SPACE_GRID);
+    return declare_space(graph, name, (sherl_space_info){.kind = SHERL_SPACE_GRID});
 }
 
 static sherl_value declare_input(sherl_graph *graph, const char *name, sherl_space space, size_t channels,

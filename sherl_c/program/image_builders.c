@@ -6,7 +6,7 @@ enum { LARGEST_WINDOW = 1024 };
 /* Are the rows of this value the pixels of images? */
 static bool check_images(sherl_graph *graph, const char *op, sherl_value x) {
     if (!sherl_check_value(graph, op, "x", x, false)) return false;
-    if (graph->network.space_kinds[sherl_graph_value(graph, x)->space] == SHERL_SPACE_SEGMENTS)
+    if (!sherl_space_is_images(&graph->network, sherl_graph_value(graph, x)->space))
         sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: x must lie in a row space of images", op);
     return graph->status == SHERL_OK;
 }
@@ -17,10 +17,10 @@ static sherl_space fit_space(sherl_graph *graph, const char *op, sherl_space fro
     sherl_network *network = &graph->network;
     if (output == SHERL_NONE && window.stride == 1 && window.size == 2 * window.padding + 1) return from;
     if (output != SHERL_NONE &&
-        (output >= network->space_count || network->space_kinds[output] == SHERL_SPACE_SEGMENTS))
+        (output >= network->space_count || !sherl_space_is_images(network, output)))
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: output must be a row space of images", op);
     sherl_status status = SHERL_OK;
-    if (output == SHERL_NONE) status = sherl_network_add_space(network, SHERL_SPACE_DERIVED, &output);
+    if (output == SHERL_NONE) status = sherl_network_add_space(network, (sherl_space_info){.kind = SHERL_SPACE_DERIVED}, &output);
     if (!status) status = sherl_network_add_fit(network, (sherl_fit){.from = from, .to = output, .window = window});
     return status ? sherl_graph_fail(graph, status, "%s: %s", op, sherl_status_text(status)) : output;
 }

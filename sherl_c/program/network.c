@@ -4,7 +4,7 @@
 const sherl_selection sherl_first_rows = {SHERL_POOL_FIRST, SHERL_SAMPLES, SHERL_NONE};
 
 void sherl_network_release(sherl_network *network) {
-    sherl_release(network->context, network->space_kinds);
+    sherl_release(network->context, network->spaces);
     sherl_release(network->context, network->fits);
     sherl_release(network->context, network->values);
     sherl_release(network->context, network->inputs);
@@ -14,13 +14,13 @@ void sherl_network_release(sherl_network *network) {
     *network = (sherl_network){.context = network->context, .loss = SHERL_NONE};
 }
 
-sherl_status sherl_network_add_space(sherl_network *network, sherl_space_kind kind, sherl_space *space) {
+sherl_status sherl_network_add_space(sherl_network *network, sherl_space_info info, sherl_space *space) {
     if (network->space_count >= SHERL_NONE) return SHERL_SIZE_OVERFLOW;
-    sherl_status status = sherl_grow(network->context, &network->space_kinds, &network->space_capacity,
-                                     network->space_count + 1, sizeof *network->space_kinds);
+    sherl_status status = sherl_grow(network->context, &network->spaces, &network->space_capacity,
+                                     network->space_count + 1, sizeof *network->spaces);
     if (status) return status;
     *space = (sherl_space)network->space_count;
-    network->space_kinds[network->space_count++] = kind;
+    network->spaces[network->space_count++] = info;
     return SHERL_OK;
 }
 
@@ -36,7 +36,7 @@ sherl_status sherl_network_copy_spaces(sherl_network *network, const sherl_netwo
     sherl_status status = SHERL_OK;
     sherl_space space;
     for (size_t s = 0; s < from->space_count && !status; s++)
-        status = sherl_network_add_space(network, from->space_kinds[s], &space);
+        status = sherl_network_add_space(network, from->spaces[s], &space);
     for (size_t i = 0; i < from->fit_count && !status; i++) status = sherl_network_add_fit(network, from->fits[i]);
     return status;
 }

@@ -7,9 +7,15 @@
 /* Where the rows of a row space come from. */
 typedef enum sherl_space_kind {
     SHERL_SPACE_SEGMENTS, /* a batch brings their numbers */
+    SHERL_SPACE_FIXED,    /* every sample has as many */
     SHERL_SPACE_GRID,     /* pixels: a batch brings heights and widths */
     SHERL_SPACE_DERIVED   /* pixels: heights and widths follow from those of another space */
 } sherl_space_kind;
+
+typedef struct sherl_space_info {
+    sherl_space_kind kind;
+    size_t rows; /* of a sample, where they are fixed */
+} sherl_space_info;
 
 /* A window over the images of one space gives the images of another. */
 typedef struct sherl_fit {
@@ -48,7 +54,7 @@ typedef struct sherl_network {
     sherl_op *ops;            /* in an order in which they can run */
     sherl_value *outputs;
     sherl_selection *selections; /* number 0 is the first row of any space; a graph begins with it */
-    sherl_space_kind *space_kinds;
+    sherl_space_info *spaces;
     sherl_fit *fits;          /* in an order in which heights and widths can be derived */
     size_t space_count, fit_count, value_count, input_count, op_count, output_count, selection_count;
     size_t space_capacity, fit_capacity, value_capacity, input_capacity, op_capacity, output_capacity;
@@ -58,7 +64,7 @@ typedef struct sherl_network {
 
 void sherl_network_release(sherl_network *network);
 /* Each appends a copy. */
-sherl_status sherl_network_add_space(sherl_network *network, sherl_space_kind kind, sherl_space *space);
+sherl_status sherl_network_add_space(sherl_network *network, sherl_space_info info, sherl_space *space);
 sherl_status sherl_network_add_fit(sherl_network *network, sherl_fit fit);
 sherl_status sherl_network_add_value(sherl_network *network, sherl_value_info info, sherl_value *value);
 sherl_status sherl_network_add_input(sherl_network *network, sherl_input_info info);
@@ -70,6 +76,11 @@ sherl_status sherl_network_add_selection(sherl_network *network, sherl_selection
 extern const sherl_selection sherl_first_rows; /* selection 0 of every network */
 /* Gives an empty network the row spaces of another. */
 sherl_status sherl_network_copy_spaces(sherl_network *network, const sherl_network *from);
+
+/* Are the rows of a space pixels? */
+static inline bool sherl_space_is_images(const sherl_network *network, sherl_space space) {
+    return network->spaces[space].kind == SHERL_SPACE_GRID || network->spaces[space].kind == SHERL_SPACE_DERIVED;
+}
 
 /* How many inputs of an op are read row by row, in the row space of the output. */
 static inline uint32_t sherl_aligned_inputs(const sherl_op *op) {

@@ -55,14 +55,15 @@ static void draw_four(bool normal, sherl_random_key key, uint64_t block, double 
 
 static void draw(sherl_parameter_entry *entry, uint64_t seed) {
     size_t elements = entry->rows * entry->columns;
-    bool normal = entry->initializer == SHERL_INIT_NORMAL;
+    bool standard = entry->initializer == SHERL_INIT_STANDARD_NORMAL;
+    bool normal = standard || entry->initializer == SHERL_INIT_NORMAL;
     if (!normal && entry->initializer != SHERL_INIT_XAVIER_UNIFORM) {
         sherl_real constant = entry->initializer == SHERL_INIT_ONES;
         for (size_t i = 0; i < elements; i++) entry->owned[i] = constant;
         return;
     }
     double bound = sqrt(6 / ((double)entry->rows + (double)entry->columns));
-    double scale = normal ? 0.02 : 2 * bound, shift = normal ? 0 : -bound;
+    double scale = standard ? 1 : normal ? 0.02 : 2 * bound, shift = normal ? 0 : -bound;
     sherl_random_key key = sherl_mix_key(seed, entry->name_hash);
     double draws[4];
     for (size_t i = 0; i < elements; i++) {
@@ -82,7 +83,7 @@ static bool may_be_added(const char *name, const sherl_parameter_entry *entry) {
     switch (entry->role) {
     case SHERL_FROZEN: return entry->data != NULL;
     case SHERL_STATE: return !entry->data && entry->initializer <= SHERL_INIT_ONES;
-    case SHERL_TRAINABLE: return !entry->data && entry->initializer <= SHERL_INIT_NORMAL;
+    case SHERL_TRAINABLE: return !entry->data && entry->initializer <= SHERL_INIT_STANDARD_NORMAL;
     }
     return false;
 }

@@ -1,5 +1,5 @@
 /* The shapes of a batch: row offsets by row space. Those of images follow from heights and widths, and heights and widths
- * themselves where a window moves over other images. */
+ * themselves where a window moves over other images; those of a fixed space are the same for every sample. */
 #include "program.h"
 
 void sherl_shapes_release(const sherl_context *context, sherl_shapes *shapes) {
@@ -33,6 +33,13 @@ static sherl_status fit_grids(sherl_window window, size_t samples, const size_t 
         if (derived) derived[i] = places;
         else if (to[i] != places) return SHERL_SHAPE_MISMATCH;
     }
+    return SHERL_OK;
+}
+
+static sherl_status offset_fixed(size_t rows, size_t samples, size_t *offsets) {
+    size_t total;
+    if (!sherl_multiply_sizes(rows, samples, &total)) return SHERL_SIZE_OVERFLOW;
+    for (size_t i = 0; i <= samples; i++) offsets[i] = i * rows;
     return SHERL_OK;
 }
 
@@ -72,11 +79,11 @@ sherl_status sherl_shapes_prepare(const sherl_program *program, size_t samples, 
     for (size_t i = 0; i <= samples; i++) computed[i] = i;
     shapes->offsets[SHERL_SAMPLES] = computed;
     for (size_t s = 1; s < network->space_count && !status; s++) {
-        bool given = network->space_kinds[s] == SHERL_SPACE_SEGMENTS;
+        bool given = network->spaces[s].kind == SHERL_SPACE_SEGMENTS;
         shapes->offsets[s] = given && offsets ? offsets[s] : NULL;
-        shapes->grids[s] = network->space_kinds[s] == SHERL_SPACE_GRID && grids ? grids[s] : NULL;
+        shapes->grids[s] = network->spaces[s].kind == SHERL_SPACE_GRID && grids ? grids[s] : NULL;
         if (given) status = check_offsets(shapes->offsets[s], samples);
-        else if (network->space_kinds[s] == SHERL_SPACE_GRID && !shapes->grids[s]) status = SHERL_INVALID_ARGUMENT;
+        else if (network->spaces[s].kind == SHERL_SPACE_GRID && !shapes->grids[s]) status = SHERL_INVALID_ARGUMENT;
     }
     for (size_t i = 0; i < network->fit_count && !status; i++) {
         sherl_fit fit = network->fits[i];
@@ -85,8 +92,10 @@ sherl_status sherl_shapes_prepare(const sherl_program *program, size_t samples, 
         if (derived) shapes->grids[fit.to] = derived;
     }
     for (size_t s = 1; s < network->space_count && !status; s++) {
-        if (network->space_kinds[s] == SHERL_SPACE_SEGMENTS) continue;
-        status = offset_grids(shapes->grids[s], samples, computed + s * each);
+        if (network->spaces[s].kind == SHERL_SPACE_SEGMENTS) continue;
+        status = network->spaces[s].kind == SHERL_SPACE_FIXED
+                     ? offset_fixed(network->spaces[s].rows, samples, computed + s * each)
+                     : offset_grids(shapes->grids[s], samples, computed + s * each);
         shapes->offsets[s] = computed + s * each;
     }
     return status;

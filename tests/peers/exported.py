@@ -22,7 +22,7 @@ def frozen(block, seed=0):
     """The same layer with random weights that stay."""
     rng = np.random.default_rng([seed, 9])
     made, block_core = type(block)(**block.settings), sherl.blocks.block._core
-    made._frozen = {role: (0.4 * rng.standard_normal(shape) + role.endswith("norm_weight")).astype(block_core.REAL)
+    made._frozen = {role: (0.4 * rng.standard_normal(shape) + role.endswith("weight") * (len(shape) == 1)).astype(block_core.REAL)
                     for role, shape in block._shapes().items()}
     return made
 
@@ -52,6 +52,14 @@ NETWORKS = {
         sherl.Classifier(WIDTH, 3, pool="position")),
     "vit": lambda: (sherl.MTSA(3, WIDTH, 5), [frozen(layer(placement="pre", layer_scale=True))],
                     sherl.Classifier(WIDTH, 4, pool="max", multi_label=True)),
+    "vit, final norm": lambda: (
+        sherl.MTSA(3, WIDTH, 5), [frozen(layer(placement="pre")), frozen(sherl.LayerNorm(WIDTH))],
+        sherl.Classifier(WIDTH, 4)),
+    "rms norms": lambda: (
+        sherl.MTSA(3, WIDTH, 5), [frozen(sherl.RMSNorm(WIDTH)), layer(placement="pre"), sherl.RMSNorm(WIDTH)],
+        sherl.Classifier(WIDTH, 4, pool="mean")),
+    "a norm without bias": lambda: (
+        sherl.MTSA(3, WIDTH, 5), [sherl.LayerNorm(WIDTH, bias=False)], sherl.Classifier(WIDTH, 4, pool="mean")),
     "sandwich": lambda: (
         sherl.MTSA(3, WIDTH, 5),
         [layer(placement="sandwich", activation="quick_gelu", rotary_theta=50.0, rotary_dimensions=2, norm_bias=False)],

@@ -299,3 +299,28 @@ def test_preprocessing(name, tmp_path):
     pixels = processor(images=pictures, return_tensors="np")["pixel_values"]
     expected = backbone.extract(pixels, [0], preprocessed=True).taps[0]
     assert distance(backbone.extract(pictures, [0]).taps[0], expected) < LIMIT
+
+
+def test_a_dual_encoder_begins_with_the_embeddings_of_clip(tmp_path):
+    """The adapters let the frozen states through; layers, norms and projections make of them what CLIP does."""
+    peer = PEERS["clip image"]
+    model = randomized(peer.make())
+    model.save_pretrained(tmp_path)
+    # The largest id, which is where CLIP reads a text, ends it.
+    texts = [[*(min(token, 48) for token in text), 49] for text in token_ids(model.config.text_config)]
+    pixels = images(model.config.vision_config)
+    with torch.no_grad():
+        found = [model(**as_ids(text), **as_pixels(image)) for text, image in zip(texts, pixels)]
+    nets, given = [], []
+    for tower, samples, pool in (("image", pixels, "first"), ("text", texts, "last")):
+        backbone = sherl.load_backbone(tmp_path, tower)
+        given.append(backbone.extract(samples, **(peer.options if tower == "image" else {})))
+        nets.append(sherl.SideNetwork(sherl.MTSA(3, 48, 6), [backbone.layers[-1], backbone.final_norm],
+                                      sherl.Embedding.from_projection(backbone.projection, pool)))
+        state = nets[-1].state_dict()
+        nets[-1].load_state_dict({**state, "early.gate": np.full(1, 9, np.float32),
+                                  "early.up.weight": 0 * state["early.up.weight"]})
+    dual = sherl.DualEncoder(*nets, loss=sherl.losses.contrastive(0.1))
+    for rows, name in ((dual.embed_a(given[0]), "image_embeds"), (dual.embed_b(given[1]), "text_embeds")):
+        expected = np.concatenate([getattr(output, name).numpy() for output in found])
+        assert distance(rows, expected) < LIMIT

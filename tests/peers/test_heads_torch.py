@@ -242,6 +242,24 @@ def test_boxes():
     assert np.allclose(losses.box_l1(*rows)[1], boxes.grad)
 
 
+def torch_detection(outputs, lengths, boxes, labels, classes):
+    """The loss of DETR over the rows of some images, one image after the other."""
+    columns = classes + 1
+    wanted, geometry, start = torch.full((len(outputs),), classes), 0.0, 0
+    for length, rows, label in zip(lengths, boxes, labels):
+        mine, rows = outputs[start : start + length], torch.tensor(rows)
+        overlap = torch.stack([torch_giou(mine[:, columns:], row.expand(length, 4)) for row in rows], dim=1)
+        costs = -mine[:, :columns].softmax(dim=1)[:, label] + 5 * torch.cdist(mine[:, columns:], rows, p=1) - 2 * overlap
+        queries, objects = losses.match_boxes(costs.detach().numpy())
+        wanted[start + queries] = torch.from_numpy(label[objects])
+        geometry = geometry + 5 * F.l1_loss(mine[queries, columns:], rows[objects], reduction="sum")
+        geometry = geometry + 2 * (1 - torch_giou(mine[queries, columns:], rows[objects])).sum()
+        start += length
+    weight = torch.ones(columns, dtype=torch.float64)
+    weight[-1] = 0.1
+    return F.cross_entropy(outputs[:, :columns], wanted, weight=weight) + geometry / sum(map(len, boxes))
+
+
 def test_the_loss_of_detection():
     generator = np.random.default_rng(0)
     lengths, classes = np.array([5, 3]), 4
@@ -250,18 +268,7 @@ def test_the_loss_of_detection():
     labels = [generator.integers(0, classes, count) for count in (2, 3)]
     value, gradient = losses.detection(classes)(outputs, losses.box_targets(boxes, labels), lengths)
     x = torch.tensor(outputs, requires_grad=True)
-    wanted, geometry = torch.full((8,), classes), 0.0
-    for start, length, rows, label in zip((0, 5), lengths, boxes, labels):
-        mine, rows = x[start : start + length], torch.tensor(rows)
-        overlap = torch.stack([torch_giou(mine[:, 5:], row.expand(length, 4)) for row in rows], dim=1)
-        costs = -mine[:, :5].softmax(dim=1)[:, label] + 5 * torch.cdist(mine[:, 5:], rows, p=1) - 2 * overlap
-        queries, objects = losses.match_boxes(costs.detach().numpy())
-        wanted[start + queries] = torch.from_numpy(label[objects])
-        geometry = geometry + 5 * F.l1_loss(mine[queries, 5:], rows[objects], reduction="sum")
-        geometry = geometry + 2 * (1 - torch_giou(mine[queries, 5:], rows[objects])).sum()
-    weight = torch.ones(classes + 1, dtype=torch.float64)
-    weight[-1] = 0.1
-    expected = F.cross_entropy(x[:, :5], wanted, weight=weight) + geometry / 5
+    expected = torch_detection(x, lengths, boxes, labels, classes)
     expected.backward()
     assert value == pytest.approx(expected.item(), rel=1e-10)
     assert np.allclose(gradient, x.grad, atol=1e-9)

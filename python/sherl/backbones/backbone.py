@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 from .. import _core
+from ..blocks.norm import LayerNorm, RMSNorm
 from ..checks import flag, one_of, whole_number
 from ..features.disk import fields_of
 from ..features.rows import offsets_of, quantised
@@ -38,6 +39,12 @@ class Backbone:
         The frozen layers; they share their weights with the backbone.
     decoder_layers : list of TransformerLayer or T5Block
         Those of the decoder of T5 or Whisper; `extract` does not use them.
+    final_norm : LayerNorm, RMSNorm or None
+        The frozen norm behind the last layer, where the model has one: a side network whose late layer is the last one
+        may end its late route with it, ``late=[backbone.layers[-1], backbone.final_norm]``.
+    projection : numpy.ndarray of float32, shape (channels, hidden_size), or None
+        Of a tower of CLIP, where the checkpoint has it, the map to the space that texts and images share; states do not
+        depend on it. `Embedding.from_projection` makes a head of it.
     language : LanguageDecoder or None
         What T5's decoder has beside its layers: norm, language-model head, the tokens that begin and end a text.
     max_length : int or None
@@ -53,7 +60,11 @@ class Backbone:
         self.hidden_size = self.channels[-1]
         self.max_length = parts.stem.max_length
         self._stem, self._norm, self._eps = parts.stem, parts.norm, parts.eps
-        self.language = parts.language
+        self.final_norm = None
+        if self._norm:
+            kind = LayerNorm if "bias" in self._norm else RMSNorm
+            self.final_norm = kind.from_weights(**self._norm, eps=self._eps)
+        self.language, self.projection = parts.language, parts.projection
         self._store = _core.Parameters()
         self._programs = {}
         self._fingerprint = None
@@ -298,11 +309,8 @@ class Backbone:
         states = [self._stem.build(graph)]
         for number, layer in enumerate(self.layers[:depth]):
             states.append(layer._build(graph, f"layer.{number}.", states[-1:]))
-        if self._norm and depth == self.num_layers:
-            weights = [graph.parameter(f"norm.{name}", array.shape, "frozen", data=array)
-                       for name, array in self._norm.items()]
-            norm = graph.layer_norm if len(weights) > 1 else graph.rms_norm
-            states[-1] = norm(states[-1], *weights, self._eps)
+        if self.final_norm is not None and depth == self.num_layers:
+            states[-1] = self.final_norm._build(graph, "norm.", states[-1:])
         return states
 
     def _length(self, max_length):

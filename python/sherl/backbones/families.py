@@ -67,6 +67,8 @@ class Family:
         Their names in the configuration.
     norm : str or None
         Place of the norm after the last layer.
+    projection : str or None
+        Name of the map to the space that two towers share, which a checkpoint may have.
     needs : tuple of (str, values, str)
         Names in the configuration, the values that can be run (the first where it is not there), and what to say.
     decoder : Layers or None
@@ -85,6 +87,7 @@ class Family:
     activation: tuple = ("hidden_act", "gelu")
     eps: tuple = ("layer_norm_eps", 1e-12)
     norm: str | None = None
+    projection: str | None = None
     needs: tuple = ()
     decoder: Layers | None = None
     constants: dict = field(default_factory=dict)
@@ -295,7 +298,7 @@ CLIP_TEXT = Family(
     {"words": ("text_model.embeddings.token_embedding.weight", ("vocabulary", "features")),
      "positions": ("text_model.embeddings.position_embedding.weight", ("positions", "features"))},
     Layers("text_model.encoder.layers.{}.", blocks.CLIP, _CAUSAL), activation=("hidden_act", "quick_gelu"),
-    eps=("layer_norm_eps", 1e-5), norm="text_model.final_layer_norm",
+    eps=("layer_norm_eps", 1e-5), norm="text_model.final_layer_norm", projection="text_projection.weight",
 )  # fmt: skip
 CLIP_IMAGE = replace(
     CLIP_TEXT, title="CLIP image", stem="image",
@@ -304,9 +307,9 @@ CLIP_IMAGE = replace(
              "norm_weight": ("vision_model.pre_layrnorm.weight", ("features",)),
              "norm_bias": ("vision_model.pre_layrnorm.bias", ("features",))},
     layers=Layers("vision_model.encoder.layers.{}.", blocks.CLIP, _PRE), norm="vision_model.post_layernorm",
-    derive=_tokens,
+    projection="visual_projection.weight", derive=_tokens,
 )  # fmt: skip
-_SIGLIP = {"activation": ("hidden_act", "gelu_pytorch_tanh"), "eps": ("layer_norm_eps", 1e-6)}
+_SIGLIP = {"activation": ("hidden_act", "gelu_pytorch_tanh"), "eps": ("layer_norm_eps", 1e-6), "projection": None}
 SIGLIP_TEXT = replace(
     CLIP_TEXT, title="SigLIP text", sizes=_defaults(_TEXT_SIZES, 768, 12, 12, 3072, 32000, 64),
     layers=Layers("text_model.encoder.layers.{}.", blocks.CLIP, _PRE), derive=_padding, **_SIGLIP,

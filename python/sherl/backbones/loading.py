@@ -3,13 +3,15 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ..checks import one_of
 from .audio import AudioStem
 from .files import CONFIG, Tensors, read_config
 from .image import ImageStem
 from .onnx_weights import OnnxGraph, OnnxTensors
 from .pairs import LanguageDecoder
-from .reading import read_decoder, read_family, read_layers, read_norm, read_stem
+from .reading import read_decoder, read_family, read_layers, read_norm, read_projection, read_stem
 from .resnet import HUGGING_FACE, TORCH, read_onnx_resnet, read_resnet
 from .text import TextStem
 
@@ -35,6 +37,8 @@ class Parts:
         Of that norm.
     language : LanguageDecoder or None
         What a decoder of texts has beside its layers.
+    projection : numpy.ndarray or None
+        Map to the space that two towers share.
     """
 
     title: str
@@ -45,6 +49,7 @@ class Parts:
     norm: dict = field(default_factory=dict)
     eps: float | None = None
     language: LanguageDecoder | None = None
+    projection: np.ndarray | None = None
 
 
 def read_parts(path, tower):
@@ -103,5 +108,5 @@ def _of_family(family, facts, tensors, folder):
     language = LanguageDecoder(facts, stem.arrays, tensors) if decoder and family.stem == "text" else None
     return Parts(
         family.title, family.stem, stem, read_layers(family.layers, facts, tensors), decoder,
-        read_norm(family, facts, tensors), facts["eps"], language,
+        read_norm(family, facts, tensors), facts["eps"], language, read_projection(family, facts, tensors),
     )  # fmt: skip

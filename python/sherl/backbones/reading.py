@@ -83,6 +83,13 @@ def read_norm(family, facts, tensors):
     return {kind: tensors.read(f"{family.norm}.{kind}", (facts["features"],)) for kind in kinds}
 
 
+def read_projection(family, facts, tensors):
+    """Return the map to the space that two towers share, (channels, features); None where the checkpoint has none."""
+    if family.projection is None or family.projection not in tensors:
+        return None
+    return tensors.read(family.projection, (tensors.shape(family.projection, 2)[0], facts["features"]))
+
+
 def _normed_by_root(family):
     return family.layers.kind is T5Block or family.layers.settings.get("norm") == "rmsnorm"
 

@@ -76,6 +76,26 @@ class Rows:
         return readable(array.reshape(-1, channels)), self.batch.rows
 
 
+class QueryRows:
+    """The rows of the queries of some samples, in arrays (batch, queries, channels)."""
+
+    def __init__(self, samples, queries):
+        self._grid = samples, queries
+
+    def sink(self, channels):
+        matrix = np.empty((self._grid[0] * self._grid[1], channels), _core.REAL)
+        return matrix, (matrix, None)
+
+    def given(self, matrix):
+        return matrix.reshape(*self._grid, -1)
+
+    def cotangent(self, values, channels, dtype):
+        array, _ = read_reals(values, "cotangent", dtype)
+        if array.shape != (*self._grid, channels):
+            raise ValueError(f"cotangent must have the output's shape {(*self._grid, channels)}, got {array.shape}")
+        return readable(array.reshape(-1, channels)), None
+
+
 class Block:
     """A part of a network that also works alone on NumPy arrays.
 
@@ -117,6 +137,11 @@ class Block:
     def _build(self, graph, prefix, inputs):
         """Add the block to a graph and return its output."""
         raise NotImplementedError
+
+    def _advance(self, graph, prefix, stream, **options):
+        """Add the block to a graph as a late one, and return the stream behind it."""
+        inputs = [getattr(stream, name) for name, _ in self._inputs()]
+        return stream._replace(x=self._build(graph, prefix, inputs, **options))
 
     @property
     def settings(self):

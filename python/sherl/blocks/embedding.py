@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..checks import flag, one_of, rate, real_number, whole_number
+from .frozen import read_array
 from .heads import POOLINGS, Head
 
 __all__ = ["Embedding"]
@@ -46,6 +47,29 @@ class Embedding(Head):
         self.pool = pool
         self.normalize = flag(normalize, "normalize")
         self.temperature = None if temperature is None else real_number(temperature, "temperature", above=0.0)
+
+    @classmethod
+    def from_projection(cls, projection, pool="mean", **settings):
+        """Make a head whose linear map begins as a given one, such as ``backbone.projection`` of a tower of CLIP.
+
+        Parameters
+        ----------
+        projection : array_like, shape (out, features)
+            Copied; the bias begins at 0. ``learning_rate_factors={"head.weight": 0, "head.bias": 0}`` of a training keep
+            both as they are.
+        pool : str
+            CLIP reads the first row of an image, and the last of a text.
+        **settings
+            Others of `Embedding`.
+
+        Returns
+        -------
+        Embedding
+        """
+        projection = read_array(projection, "projection", 2)
+        head = cls(projection.shape[1], projection.shape[0], pool, **settings)
+        head.load_state_dict({**head.state_dict(), "weight": projection})
+        return head
 
     @property
     def settings(self):

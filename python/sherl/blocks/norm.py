@@ -1,13 +1,33 @@
-"""A norm as a block of its own, trainable."""
+"""Norms as blocks of their own: trained, or frozen as those at the end of pre-norm backbones."""
 
-from ..checks import real_number, whole_number
+import numpy as np
+
+from ..checks import flag, real_number, whole_number
 from .block import UnaryBlock
+from .frozen import MaybeFrozen, read_array
 
-__all__ = ["RMSNorm"]
+__all__ = ["LayerNorm", "RMSNorm"]
 
 
-class RMSNorm(UnaryBlock):
-    """Each row divided by the root of its mean square, times a trained factor for each channel.
+class _Norm(MaybeFrozen, UnaryBlock):
+    def __init__(self, features, eps, seed):
+        super().__init__(seed)
+        self.features = whole_number(features, "features", 1)
+        self.eps = real_number(eps, "eps", above=0.0)
+
+    @property
+    def out_features(self):
+        return self.features
+
+    def _initializer(self, name):
+        return "ones" if name == "weight" else "zeros"
+
+    def _inputs(self):
+        return [("x", self.features)]
+
+
+class RMSNorm(_Norm):
+    """Each row divided by the root of its mean square, times a factor for each channel.
 
     Parameters
     ----------
@@ -19,24 +39,86 @@ class RMSNorm(UnaryBlock):
     """
 
     def __init__(self, features, eps=1e-6, *, seed=0):
-        super().__init__(seed)
-        self.features = whole_number(features, "features", 1)
-        self.eps = real_number(eps, "eps", above=0.0)
+        super().__init__(features, eps, seed)
 
-    @property
-    def out_features(self):
-        return self.features
+    @classmethod
+    def from_weights(cls, weight, eps=1e-6, trainable=False):
+        """Make the norm of given factors.
+
+        Parameters
+        ----------
+        weight : array_like, shape (features,)
+            Frozen ones are kept where they are float32 and C-contiguous; they must not change while they are in use.
+        eps : float
+        trainable : bool
+            Whether training changes the factors; then they are copied.
+
+        Returns
+        -------
+        RMSNorm
+        """
+        weight = read_array(weight, "weight", 1)
+        return cls(len(weight), eps)._set({"weight": weight}, trainable)
 
     @property
     def settings(self):
         return {"features": self.features, "eps": self.eps}
 
-    def _least_parameters(self):
-        return self.features
+    def _shapes(self):
+        return {"weight": (self.features,)}
 
-    def _inputs(self):
-        return [("x", self.features)]
+    def _build(self, graph, prefix, inputs, bfloat16=False):
+        return graph.rms_norm(inputs[0], self._parameters(graph, prefix)["weight"], self.eps)
 
-    def _build(self, graph, prefix, inputs):
-        weight = graph.parameter(prefix + "weight", (self.features,), "trainable", "ones")
-        return graph.rms_norm(inputs[0], weight, self.eps)
+
+class LayerNorm(_Norm):
+    """Each row less its mean, divided by its standard deviation, times a factor and plus a bias for each channel.
+
+    Parameters
+    ----------
+    features : int
+        Channels of input and output.
+    eps : float
+    bias : bool
+        Whether there are biases.
+    seed : int
+        As of all blocks; factors begin at 1, biases at 0.
+    """
+
+    def __init__(self, features, eps=1e-5, bias=True, *, seed=0):
+        super().__init__(features, eps, seed)
+        self.bias = flag(bias, "bias")
+
+    @classmethod
+    def from_weights(cls, weight, bias=None, eps=1e-5, trainable=False):
+        """Make the norm of given factors and biases.
+
+        Parameters
+        ----------
+        weight, bias : array_like, shape (features,)
+            Frozen ones are kept where they are float32 and C-contiguous; they must not change while they are in use.
+        eps : float
+        trainable : bool
+            Whether training changes them; then they are copied.
+
+        Returns
+        -------
+        LayerNorm
+        """
+        arrays = {"weight": read_array(weight, "weight", 1)}
+        if bias is not None:
+            arrays["bias"] = read_array(bias, "bias", 1)
+            if len(arrays["bias"]) != len(arrays["weight"]):
+                raise ValueError(f"bias must have shape {np.shape(arrays['weight'])}, got {np.shape(arrays['bias'])}")
+        return cls(len(arrays["weight"]), eps, bias is not None)._set(arrays, trainable)
+
+    @property
+    def settings(self):
+        return {"features": self.features, "eps": self.eps, "bias": self.bias}
+
+    def _shapes(self):
+        return dict.fromkeys(["weight", "bias"][: 1 + self.bias], (self.features,))
+
+    def _build(self, graph, prefix, inputs, bfloat16=False):
+        parameters = self._parameters(graph, prefix)
+        return graph.layer_norm(inputs[0], parameters["weight"], parameters.get("bias"), self.eps)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..checks import count_of, one_of, whole_number
 from ..html import html_table
-from . import disk
+from . import disk, joining
 from .rows import (
     Batch,
     Segments,
@@ -163,6 +163,34 @@ class Features:
         if len(empty):
             raise ValueError(f"mask leaves no row of sample {empty[0]}")
         return features if positions is None else features.with_positions(positions)
+
+    @classmethod
+    def joined(cls, *features):
+        """Put the rows of several sets one after the other in each sample: tokens, then patches, for a cross-modal stream.
+
+        The rows are copied once, however often selections repeat a sample (one image of several questions, say).
+
+        Parameters
+        ----------
+        *features : Features
+            Two or more, of as many samples and taps, whose channels and types agree tap by tap.
+
+        Returns
+        -------
+        Features
+            With the positions and the late layers of the first set.
+
+        Raises
+        ------
+        ValueError
+            Where they do not fit each other, or hold images or a tower's output.
+        """
+        for number, part in enumerate(features):
+            if not isinstance(part, Features):
+                raise TypeError(f"features[{number}] must be Features, got {type(part).__name__}")
+        if len(features) < 2:
+            raise ValueError(f"joined takes two sets of features or more, got {len(features)}")
+        return joining.joined(features)
 
     @property
     def taps(self):
@@ -330,9 +358,7 @@ class Features:
         """
         count = len(self._arrays)
         numbers = [whole_number(tap, "taps", -count, count - 1) for tap in read_sequence(taps)]
-        source = self.source
-        if source and "states" in source:
-            source["states"] = [source["states"][number] for number in numbers]
+        source = joining.selected_source(self._source, numbers)
         own = None if self._own is None else [self._own[number] for number in numbers]
         if own is not None and all(tap is None for tap in own):
             own = None

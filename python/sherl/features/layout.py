@@ -17,10 +17,16 @@ class Layout:
         What the user gave.
     features : Features
         The same, read.
+    queries : int, optional
+        Rows that every sample has, where they are not those of the taps.
     """
 
-    def __init__(self, taps, features):
+    def __init__(self, taps, features, queries=None):
         self._features, self.samples = features, len(features)
+        if queries is not None:
+            self.lengths, self.grid = np.full(self.samples, queries), (self.samples, queries)
+            self.mask = None
+            return
         self.lengths = features.lengths
         # Features that were made of padded arrays hold those, and which rows are meant.
         self.grid = None if isinstance(taps, Features) else (self.samples, len(features._arrays[0]) // self.samples)

@@ -126,7 +126,8 @@ def explain(network, features, batch_size, show):
         for index in batches(len(features), batch_size):
             batch, place = features.batch(index), slice(offsets[index[0]], offsets[index[-1] + 1])
             reduced = np.empty((taps + 1, place.stop - place.start, early.hidden), _core.REAL)
-            program.forward(batch.samples, batch.spaces, features.sources(batch), [(part, None) for part in reduced])
+            program.forward(batch.samples, batch.spaces, features.sources(batch)[: early.taps + early._pooled],
+                            [(part, None) for part in reduced])
             weights[place], redundancy[place] = consolidate(reduced, weight[0], bias, early.eps)
             bar.update(len(index))
     return Explanation(_names(features, taps), weights, redundancy, rows)

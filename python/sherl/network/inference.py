@@ -3,16 +3,16 @@
 import numpy as np
 
 from .. import _core
-from ..blocks.block import Rows, read_sample_rows
+from ..blocks.block import QueryRows, Rows, read_sample_rows
 from ..blocks.forms import tap_sinks, taps_given
 from ..checks import flag, seed_number
-from ..features.features import Features, as_features, read_sequence
-from ..features.layout import Layout
+from ..features.features import Features, read_sequence
 from ..training import scoring
 from ..training.budget import read_budget
 from ..training.labelled import Labelled
 from ..training.metrics import default_metrics
 from .explanation import BATCH_SIZE, explain
+from .late_route import given_positions, queries_of
 
 
 class Inference:
@@ -27,7 +27,7 @@ class Inference:
         taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
             Hidden states of the backbone. float32, float64, float16 or bfloat16. Images (batch, height, width,
             channels) where the early block has `pool`; with spatial guidance one more, the tower's output
-            (batch, channels).
+            (batch, channels); with `Positions` without a table one more, the rows of positions.
         mask : array_like of bool, int or float, shape (batch, tokens), optional
             With padded arrays: 1 where a row is meant; others are left out.
         positions : array_like of int, shape (batch,), optional
@@ -45,7 +45,8 @@ class Inference:
         Returns
         -------
         numpy.ndarray of float32, shape (samples, classes or outputs)
-            Of a head with an output for every row (batch, tokens, outputs), or Features where `taps` are.
+            Of a head with an output for every row (batch, tokens, outputs), or Features where `taps` are; behind
+            `Queries` always (batch, queries, outputs).
         """
         return self.head._arranged(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype, progress))
 
@@ -55,7 +56,7 @@ class Inference:
         with self._lock:
             outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget),
                                          _description(progress, "predict"))
-        return outputs, Layout(taps, features)
+        return outputs, self._layout(taps, features)
 
     def predict(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
                 dtype=None, progress=True):
@@ -253,16 +254,17 @@ class Inference:
         if self.head._pooled:
             output = np.empty((batch.samples, self.head.out_features), _core.REAL)
             return None, output, (output, None)
+        queries = queries_of(self.late)
+        if queries is not None:
+            rows = QueryRows(batch.samples, queries)
+            return rows, *rows.sink(self.head.out_features)
         names = [f"taps[{number}]" for number in range(self.early.taps)]
-        rows = Rows([taps] if isinstance(taps, Features) else taps, names, mask, self.early.features, dtype)
+        channels = [*self.early.features]
+        if given_positions(self.late) is not None:
+            names.append(f"taps[{self.early.taps}]")
+            channels.append(given_positions(self.late))
+        rows = Rows([taps] if isinstance(taps, Features) else taps, names, mask, channels, dtype)
         return rows, *rows.sink(self.head.out_features)
-
-    def _features(self, taps, mask=None, positions=None, dtype=None):
-        features = as_features(taps, mask, positions, dtype=dtype)
-        self.early._check_taps(features)
-        self._check_source(features)
-        self.head._positions_read(features.positions)
-        return features
 
     def _sources(self, features, batch):
         """Return what programs of the network take of a batch of features."""

@@ -18,7 +18,7 @@ def pack(layers):
     safetensors = import_safetensors("storing late layers")
     arrays, records = {}, []
     for number, layer in enumerate(layers):
-        if type(layer).__name__ not in _LATE or layer.trainable:
+        if type(layer).__name__ not in _LATE or layer.fingerprint is None:
             raise ValueError(f"layers must be frozen {' or '.join(_LATE)}, got {layer!r:.80} as number {number}")
         records.append({"type": type(layer).__name__, "settings": layer.settings, "fingerprint": layer.fingerprint})
         arrays.update({f"{number}.{role}": array for role, array in layer._frozen.items()})

@@ -4,6 +4,7 @@ from .. import _core
 from ..blocks.block import count_owned
 from ..blocks.weights import load_state, read_state, trainable_names
 from ..checks import flag, one_of
+from ..features.layout import Layout
 from ..html import html_table
 from . import memory, saving
 
@@ -29,6 +30,16 @@ class Network:
             if block._used():
                 load_state(store, prefix, block.state_dict(), strict=True)
             block._move(store, prefix)
+
+    # What a step gives.
+
+    def _output_rows(self, lengths):
+        """Return how many output rows each of the samples with so many rows has."""
+        return self.head._rows_of(lengths)
+
+    def _layout(self, taps, features):
+        """Return how output rows are laid out for a user who gave such taps, read as features."""
+        return Layout(taps, features)
 
     # Where the features come from.
 

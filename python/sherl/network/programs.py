@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from .. import _core
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
-from ..blocks.transformer import TransformerLayer
+from ..blocks.queries import Stream
 from ..training.chain import Chain
-
-LATE = (TransformerLayer, Bottleneck, ForeignLayer)
+from .late_route import given_positions
 
 
 class Programs:
@@ -109,26 +108,38 @@ class Programs:
     def _graphs(self, training, *, gradient, loss, output, taps_gradient):
         """Return the graph, or that before and that behind the foreign layers."""
         graphs, passed = [_core.Graph(self.store, training)], 0
-        x = self._early._declare_in_network(graphs[0], taps_gradient)
+        taps, given = self.declare_rows(graphs[0], taps_gradient)
         positions = [] if self.foreign else self._head._declare_positions(graphs[0])
-        for prefix, block in self.parts():
+        (prefix, early), *late, (head_prefix, head) = self.parts()
+        stream = Stream(self._build(graphs[0], prefix, early, taps), given=given)
+        for prefix, block in late:
             if isinstance(block, ForeignLayer):
                 passed += 1
                 if passed == 1:
-                    graphs[0].output(x[0])
+                    graphs[0].output(stream.x)
                     graphs.append(_core.Graph(self.store, training))
                     graphs[1].stream = graphs[0].stream  # so that dropout behind draws other numbers than before
                 if passed == len(self.foreign):
-                    x = [self._declare_behind(graphs[1], block, gradient)]
+                    stream = Stream(self._declare_behind(graphs[1], block, gradient))
                     positions = self._head._declare_positions(graphs[1])
                 continue
-            inputs = x + positions if block is self._head else x
-            x = [self._build(graphs[-1], prefix, block, inputs)]
+            stream = self.advance(graphs[-1], prefix, block, stream)
+        outputs = self._build(graphs[-1], head_prefix, head, [stream.x, *positions])
         if output:
-            graphs[-1].output(x[0])
+            graphs[-1].output(outputs)
         if loss:
-            graphs[-1].loss(self._head._build_loss(graphs[-1], "head.", x[0]))
+            graphs[-1].loss(head._build_loss(graphs[-1], head_prefix, outputs))
         return graphs
+
+    def declare_rows(self, graph, gradient):
+        """Declare the taps, and return the early block's inputs; and the rows of positions that come with them, or None."""
+        taps, channels = self._early._declare_in_network(graph, gradient), given_positions(self._late)
+        space = graph.value_space(taps[-1])
+        return taps, None if channels is None else graph.input("positions", space, channels, gradient)
+
+    def advance(self, graph, prefix, block, stream):
+        """Add a late block to a graph, and return the stream behind it."""
+        return block._advance(graph, prefix, stream, **self._options(block))
 
     def _declare_behind(self, graph, layer, gradient):
         """Declare what the last foreign layer gives."""
@@ -137,8 +148,10 @@ class Programs:
 
     def _build(self, graph, prefix, block, inputs):
         """Add a block to a graph, and return its output."""
-        options = {"bfloat16": self._bfloat16} if block._is_frozen else {}
-        return block._build(graph, prefix, inputs, **options)
+        return block._build(graph, prefix, inputs, **self._options(block))
+
+    def _options(self, block):
+        return {"bfloat16": self._bfloat16} if block._is_frozen else {}
 
 
 class Seq2SeqPrograms(Programs):

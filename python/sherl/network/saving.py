@@ -12,7 +12,11 @@ from ..blocks import (
     Classifier,
     Detector,
     Embedding,
+    LayerNorm,
+    Positions,
+    Queries,
     Regressor,
+    RMSNorm,
     SpanPredictor,
     T5Block,
     TokenClassifier,
@@ -31,7 +35,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOREIGN = "Late"  # type of layers that are computed outside the core; their weights stay outside, too
 
 _EARLY = {"MTSA": MTSA}
-_LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block, "Bottleneck": Bottleneck}
+_LATE = {kind.__name__: kind for kind in (TransformerLayer, T5Block, Bottleneck, LayerNorm, RMSNorm, Positions, Queries)}
 _HEADS = {kind.__name__: kind for kind in (Classifier, Detector, Embedding, Regressor, SpanPredictor, TokenClassifier)}
 
 
@@ -157,6 +161,9 @@ def _offered(backbone):
     layers = getattr(backbone, "layers", backbone)
     if layers is None:
         return []
+    if layers is not backbone:
+        norm = getattr(backbone, "final_norm", None)
+        layers = [*layers, *getattr(backbone, "decoder_layers", ()), *([] if norm is None else [norm])]
     if not hasattr(layers, "__iter__") or not all(
         isinstance(layer, (*_LATE.values(), ForeignLayer)) for layer in layers
     ):
@@ -229,6 +236,6 @@ def _same_shape(layer, described, entry):
         return isinstance(layer, ForeignLayer) and layer.settings == entry.get("settings")
     if type(layer) is not type(described):
         return False
-    if isinstance(layer, Bottleneck):
-        return layer.settings == described.settings
-    return (layer.features, layer.intermediate) == (described.features, described.intermediate)
+    if isinstance(layer, TransformerLayer):  # whose dropout may differ
+        return (layer.features, layer.intermediate) == (described.features, described.intermediate)
+    return layer.settings == described.settings

@@ -2,19 +2,23 @@
 
 import threading
 
+import numpy as np
+
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
-from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..checks import seed_number
+from ..features.features import as_features
+from ..features.layout import Layout
 from ..training.fit import Fit, read_validation
 from ..training.labelled import Labelled
 from ..training.optimizers import NO_DECAY, OptimizerSettings
 from ..training.stepper import Stepper
 from . import memory, saving
 from .inference import Inference
+from .late_route import LATE, check_late, check_rows, queries_of
 from .network import Network, read_late_dtype
-from .programs import LATE, Programs
+from .programs import Programs
 
 __all__ = ["SideNetwork"]
 
@@ -29,8 +33,9 @@ class SideNetwork(Inference, Network):
     ----------
     early : MTSA
         Its last tap is what the first late layer would have received in the backbone.
-    late : sequence of TransformerLayer, Bottleneck or sherl.torch.Late
-        Any number of layers. Those of PyTorch stand side by side.
+    late : sequence of TransformerLayer, Bottleneck, LayerNorm, RMSNorm, Positions, Queries or sherl.torch.Late
+        Any number of layers. Those of PyTorch stand side by side. Layers behind `Positions` may read positions; those
+        behind `Queries` are a decoder, whose memory are the rows before.
     head : Classifier, Regressor, TokenClassifier, SpanPredictor, Embedding or Detector
     seed : int
         Of the first weights. Blocks that were used or loaded before keep their weights.
@@ -64,33 +69,25 @@ class SideNetwork(Inference, Network):
         self._gather()
 
     def _check_blocks(self):
-        width, before = self.early.out_features, "early"
+        width, queries = self.early.out_features, queries_of(self.late)
         if width != self.early.features[-1] and not self.early._pooled:
             raise ValueError(f"early must have the {self.early.features[-1]} out_features of its last tap, got {width}")
         if self.late and self.early._pooled:
             raise ValueError("late must be empty after spatial guidance, which gives one row a sample, "
                              f"got {len(self.late)}")
         pool = getattr(self.head, "pool", None)
-        if not self.head._pooled and (self.early.images or self.early._pooled):
+        if queries is None and not self.head._pooled and (self.early.images or self.early._pooled):
             raise ValueError(f"head must give one row a sample for images and towers, got {type(self.head).__name__}")
-        if self.early.images and pool in ("first", "last"):
+        if queries is not None and pool == "position":
+            raise ValueError("head must not read rows by position behind Queries: positions count the rows of the taps")
+        if queries is None and self.early.images and pool in ("first", "last"):
             raise ValueError(f"head must have pool=\"mean\" or \"max\" over the pixels of images, got \"{pool}\"")
         foreign = [number for number, layer in enumerate(self.late) if isinstance(layer, ForeignLayer)]
         if foreign and foreign[-1] - foreign[0] >= len(foreign):
             raise ValueError("late must have the layers that sherl does not compute side by side, got them at "
                              f"{', '.join(map(str, foreign))}")
-        for name, block in self._blocks()[1:]:
-            if name != "head" and not isinstance(block, LATE):
-                raise TypeError(f"{name} must be a TransformerLayer or a Bottleneck, got {type(block).__name__}")
-            if isinstance(block, Bottleneck) and not self.early.images:
-                raise ValueError(f"{name} is a Bottleneck, which takes images: early must have pool=")
-            if name != "head" and len(block._inputs()) > 1:
-                others = ", ".join(other for other, _ in block._inputs()[1:])
-                raise ValueError(f"{name} must read x alone, as layers of a side network do, but it reads {others} too")
-            if block.features != width:
-                raise ValueError(f"{name} must have the {width} features that {before} gives, got {block.features}")
-            width, before = block.out_features, name
-        trained = [(name, block) for name, block in self._blocks() if name in ("early", "head") or block.trainable]
+        check_late(self.early, self.late, self.head)
+        trained = [(name, block) for name, block in self._blocks() if not block._is_frozen]
         for name, block in trained:
             if block._network:
                 raise ValueError(f"{name} already belongs to another network: make a new block, or copy.deepcopy it")
@@ -100,6 +97,22 @@ class SideNetwork(Inference, Network):
     def _blocks(self):
         late = [(f"late[{number}]", layer) for number, layer in enumerate(self.late)]
         return [("early", self.early), *late, ("head", self.head)]
+
+    # Rows.
+
+    def _features(self, taps, mask=None, positions=None, dtype=None):
+        features = as_features(taps, mask, positions, dtype=dtype)
+        check_rows(self.early, self.late, features)
+        self._check_source(features)
+        self.head._positions_read(features.positions)
+        return features
+
+    def _output_rows(self, lengths):
+        queries = queries_of(self.late)
+        return self.head._rows_of(lengths if queries is None else np.full_like(lengths, queries))
+
+    def _layout(self, taps, features):
+        return Layout(taps, features, queries_of(self.late))
 
     # Training.
 
@@ -121,7 +134,7 @@ class SideNetwork(Inference, Network):
         taps : Features, or sequence of array_like, each of shape (batch, tokens, channels)
             Hidden states of the backbone. float32, float64, float16 or bfloat16. Images (batch, height, width,
             channels) where the early block has `pool`; with spatial guidance one more, the tower's output
-            (batch, channels).
+            (batch, channels); with `Positions` without a table one more, the rows of positions.
         labels : array_like
             Of a classifier class numbers (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
             regressor numbers (samples,), or (samples, outputs). Token classifiers and span predictors say themselves
@@ -315,8 +328,9 @@ class SideNetwork(Inference, Network):
         Parameters
         ----------
         folder : str or path-like
-        backbone : backbone of `load_backbone`, Features, or sequence of TransformerLayer, optional
-            Where the frozen late layers are; needed when the network has some. Of features it is their `layers`.
+        backbone : backbone of `load_backbone`, Features, or sequence of blocks, optional
+            Where the frozen late layers, norms and tables are; needed when the network has some. Of features it is their
+            `layers`.
         late_dtype : {None, "float32", "bfloat16"}
             As for the network itself; that of the saved network when None.
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.families import own_name
+from ..blocks.frozen import MaybeFrozen
 from ..blocks.transformer import TransformerLayer
 from ..blocks.weights import read_state, trainable_names
 
@@ -29,6 +30,8 @@ def weights_of_block(block):
     """
     if isinstance(block, Bottleneck):
         return {own_name(role): _convolution(role, array) for role, array in block._weights().items()}, set()
+    if isinstance(block, MaybeFrozen) and block._is_frozen:
+        return {name: np.array(array) for name, array in block._frozen.items()}, set()
     if isinstance(block, TransformerLayer) and not block.trainable:
         return {own_name(role): np.array(array) for role, array in block._frozen.items()}, set()
     store, prefix = block._home()

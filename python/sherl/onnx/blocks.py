@@ -169,6 +169,11 @@ def _bucket(writer, settings, distance):
     return bucket if first is None else writer.node("Add", bucket, first)
 
 
+def norm(w, settings, x, mask):
+    """A norm of every row."""
+    return (w.layer_norm if settings["kind"] == "LayerNorm" else w.rms_norm)("", x, settings["eps"])
+
+
 def bottleneck(w, settings, x, mask):
     """A bottleneck block of a ResNet, its batch norms folded in, channels last."""
     writer, stride, first = w.writer, settings["stride"], settings.get("stride_first", False)

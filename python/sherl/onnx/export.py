@@ -6,6 +6,8 @@ import numpy as np
 
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
+from ..blocks.norm import LayerNorm, RMSNorm
+from ..blocks.queries import Positions, Queries
 from ..checks import flag, write_files
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
@@ -13,6 +15,8 @@ from . import blocks
 from .writer import IR_VERSION, OPSET, Weights, Writer
 
 __all__ = ["to_onnx"]
+
+_KINDS = {Bottleneck: blocks.bottleneck, LayerNorm: blocks.norm, RMSNorm: blocks.norm}  # the others are transformer layers
 
 
 def to_onnx(network, path, mask=True):
@@ -49,6 +53,8 @@ def to_onnx(network, path, mask=True):
         if isinstance(layer, ForeignLayer):
             raise ValueError(f"late[{number}] is a module of PyTorch, which sherl cannot write as ONNX: use torch.onnx "
                              "on what sherl.torch.to_torch gives")
+        if isinstance(layer, (Positions, Queries)):
+            raise ValueError(f"late[{number}] begins a decoder or gives positions, which sherl does not write as ONNX")
     writer = Writer(helper, numpy_helper)
     masked = flag(mask, "mask") and not network.early.images
     inputs = _inputs(network, masked)
@@ -95,8 +101,7 @@ def _write(network, writer, taps, mask):
     early, head = network.early, network.head
     x = blocks.adapter(*part(early), taps, mask)
     for layer in network.late:
-        kind = blocks.bottleneck if isinstance(layer, Bottleneck) else blocks.transformer_layer
-        x = kind(*part(layer), x, mask)
+        x = _KINDS.get(type(layer), blocks.transformer_layer)(*part(layer), x, mask)
     if not head._pooled:
         return blocks.row_head(*part(head), x, mask)
     dimensions = 2 if early._pooled else 4 if early.images else 3

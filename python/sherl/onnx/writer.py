@@ -125,14 +125,15 @@ class Weights:
         return self.writer.add(y, self[f"{prefix}bias"]) if f"{prefix}bias" in self else y
 
     def layer_norm(self, place, x, eps):
-        bias = [self[f"{place}.bias"]] if f"{place}.bias" in self else []
-        return self.writer.node("LayerNormalization", x, self[f"{place}.weight"], *bias, axis=-1, epsilon=eps)
+        prefix = f"{place}." if place else ""
+        bias = [self[f"{prefix}bias"]] if f"{prefix}bias" in self else []
+        return self.writer.node("LayerNormalization", x, self[f"{prefix}weight"], *bias, axis=-1, epsilon=eps)
 
     def rms_norm(self, place, x, eps):
         writer = self.writer
         mean = writer.node("ReduceMean", writer.multiply(x, x), writer.whole(-1), keepdims=1)
         root = writer.node("Sqrt", writer.add(mean, eps))
-        return writer.multiply(writer.divide(x, root), self[f"{place}.weight"])
+        return writer.multiply(writer.divide(x, root), self[f"{place}.weight" if place else "weight"])
 
     def batch_norm(self, place, x, eps):
         """With the running statistics."""

@@ -6,11 +6,15 @@ import torch
 
 from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
+from ..blocks.norm import LayerNorm, RMSNorm
+from ..blocks.queries import Positions, Queries
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
 from . import plain
 
 __all__ = ["to_torch"]
+
+_KINDS = {Bottleneck: plain.Bottleneck, LayerNorm: plain.Norm, RMSNorm: plain.Norm}  # the others are transformer layers
 
 
 def to_torch(network):
@@ -29,6 +33,9 @@ def to_torch(network):
     """
     if not isinstance(network, SideNetwork):
         raise TypeError(f"network must be a SideNetwork, got {type(network).__name__}")
+    for number, layer in enumerate(network.late):
+        if isinstance(layer, (Positions, Queries)):
+            raise ValueError(f"late[{number}] begins a decoder or gives positions, which to_torch does not write down")
     late = [_late(layer) for layer in network.late]
     head = plain.Pooled if network.head._pooled else plain.EachRow
     return plain.Network(_part(plain.Adapter, network.early), late, _part(head, network.head)).eval()
@@ -37,7 +44,7 @@ def to_torch(network):
 def _late(layer):
     if isinstance(layer, ForeignLayer):
         return plain.Foreign(copy.deepcopy(layer.module).requires_grad_(False), layer.call, layer.images)
-    return _part(plain.Bottleneck if isinstance(layer, Bottleneck) else plain.Layer, layer)
+    return _part(_KINDS.get(type(layer), plain.Layer), layer)
 
 
 def _part(kind, block):

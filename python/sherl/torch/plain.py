@@ -60,8 +60,13 @@ class Part(nn.Module):
         return F.linear(x, self.tensor(f"{prefix}weight"), self.tensor(f"{prefix}bias"))
 
     def layer_norm(self, place, x, eps):
-        weight = self.tensor(f"{place}.weight")
-        return F.layer_norm(x, weight.shape, weight, self.tensor(f"{place}.bias"), eps)
+        prefix = f"{place}." if place else ""
+        weight = self.tensor(f"{prefix}weight")
+        return F.layer_norm(x, weight.shape, weight, self.tensor(f"{prefix}bias"), eps)
+
+    def rms_norm(self, place, x, eps):
+        scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+        return x * scale * self.tensor(f"{place}.weight" if place else "weight")
 
     def batch_norm(self, place, x, eps):
         mean, variance, weight, bias = (
@@ -157,10 +162,8 @@ class Layer(Part):
         return self.norm(f"{name}_norm", x + f) if post else x + f
 
     def norm(self, place, x):
-        if self.settings["norm"] == "layernorm":
-            return self.layer_norm(place, x, self.settings["eps"])
-        scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.settings["eps"])
-        return x * scale * self.tensor(f"{place}.weight")
+        norm = self.layer_norm if self.settings["norm"] == "layernorm" else self.rms_norm
+        return norm(place, x, self.settings["eps"])
 
     def feed_forward(self, n):
         activation = ACTIVATIONS[self.settings["activation"]]
@@ -213,6 +216,14 @@ class Layer(Part):
         octaves = torch.log(steps.clamp_min(1).float() / exact) / math.log(furthest / exact)
         far = (exact + (octaves * (count - exact)).long()).clamp_max(count - 1)
         return first + torch.where(steps < exact, steps, far)
+
+
+class Norm(Part):
+    """A norm of every row."""
+
+    def forward(self, x, mask=None):
+        norm = self.layer_norm if self.settings["kind"] == "LayerNorm" else self.rms_norm
+        return norm("", x, self.settings["eps"])
 
 
 class Bottleneck(Part):

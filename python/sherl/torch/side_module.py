@@ -155,10 +155,11 @@ class _NetworkCall:
     def forward(self):
         output = self.network._run_forward(self.taps, **self.arguments, taps_gradient=any(self.wanted),
                                            training=self.training, seed=self.seed)
-        return output.taps[0] if isinstance(output, Features) else output
+        self.ragged = isinstance(output, Features)
+        return output.taps[0] if self.ragged else output
 
     def backward(self, cotangent):
-        if isinstance(self.taps, Features) and not self.network.head._pooled:
+        if self.ragged:
             cotangent = Features([cotangent], self.taps.lengths)
         _, gradients = self.network.vjp(self.taps, cotangent, **self.arguments, taps_gradient=any(self.wanted),
                                         training=self.training, seed=self.seed)

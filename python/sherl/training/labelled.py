@@ -5,7 +5,6 @@ import hashlib
 import numpy as np
 
 from .. import _core
-from ..features.layout import Layout
 from ..features.rows import offsets_of, select_rows
 from .own_loss import read_targets
 
@@ -31,7 +30,7 @@ class Labelled:
                  own_loss=False, layout=None):
         self._network = network
         self.features = network._features(taps, mask, positions, dtype)
-        self.layout = layout or Layout(taps, self.features)
+        self.layout = layout or network._layout(taps, self.features)
         self.weights = _sample_weights(sample_weight, len(self.features))
         if own_loss:
             if sample_weight is not None:
@@ -47,8 +46,8 @@ class Labelled:
         if not head._loss_each_row:
             self.shares = self.weights * head._shares(self.labels)
             return
-        self._row_offsets = offsets_of(self.features.lengths)
-        self._row_weights = np.repeat(self.weights, self.features.lengths) * head._counts(self.labels)
+        self._row_offsets = offsets_of(self.layout.lengths)
+        self._row_weights = np.repeat(self.weights, self.layout.lengths) * head._counts(self.labels)
         shares = self._row_weights * head._shares(self.labels)
         self.shares = np.add.reduceat(shares, self._row_offsets[:-1])
 

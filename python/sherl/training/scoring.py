@@ -24,7 +24,7 @@ def batches(samples, batch_size):
 
 def outputs_of(network, features, batch_size, budget=None, progress=None):
     """Return the outputs of the head, (samples or rows, outputs); `progress` is what a bar says, or None for no bar."""
-    offsets = offsets_of(network.head._rows_of(features.lengths))
+    offsets = offsets_of(network._output_rows(features.lengths))
     outputs = np.empty((offsets[-1], network.head.out_features), _core.REAL)
     program = network._programs.output()
     with network._programs.bounded(program, budget, features), _bar(progress, len(features)) as bar:
@@ -38,7 +38,7 @@ def outputs_of(network, features, batch_size, budget=None, progress=None):
 
 def scores_of(network, labelled, metrics, batch_size, budget=None, progress=None):
     """Return {"loss": …} and the value of each metric function over labelled samples; `progress` as of `outputs_of`."""
-    offsets = offsets_of(network.head._rows_of(labelled.features.lengths))
+    offsets = offsets_of(network._output_rows(labelled.features.lengths))
     outputs = np.empty((offsets[-1], network.head._evaluated_channels), _core.REAL)
     program = network._programs.evaluation()
     total, losses = labelled.share(), []
@@ -54,7 +54,7 @@ def scores_of(network, labelled, metrics, batch_size, budget=None, progress=None
 def own_scores_of(network, labelled, metrics, loss, batch_size, budget=None, progress=None):
     """Return the same with a loss of the user's own: its mean over batches in order, weighted by their samples."""
     samples, head, features = len(labelled), network.head, labelled.features
-    rows, losses, kept = head._rows_of(features.lengths), [], []
+    rows, losses, kept = network._output_rows(features.lengths), [], []
     program = network._programs.output()
     with network._programs.bounded(program, budget, features), _bar(progress, samples) as bar:
         for index in batches(samples, batch_size):

@@ -114,11 +114,11 @@ class Stepper:
         for part, draw in zip(parts, draws):
             batch = labelled.features.batch(part)
             arguments = batch.samples, batch.spaces, labelled.sources(batch)
-            head, lengths = self.network.head, np.diff(batch.offsets)
-            outputs = np.empty((head._rows_of(lengths).sum(), head.out_features), _core.REAL)
+            head, rows = self.network.head, self.network._output_rows(np.diff(batch.offsets))
+            outputs = np.empty((rows.sum(), head.out_features), _core.REAL)
             self.program.forward(*arguments, [(outputs, None)], **draw)
             targets = labelled.labels if part is None else labelled.labels[part]
-            loss, gradient = loss_and_gradient(self.loss, outputs, targets, None if head._pooled else lengths)
+            loss, gradient = loss_and_gradient(self.loss, outputs, targets, None if head._pooled else rows)
             check_finite(loss, gradient)
             share = labelled.share(part) / total
             losses.append(share * loss)

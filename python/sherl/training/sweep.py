@@ -10,11 +10,12 @@ from dataclasses import fields
 import numpy as np
 
 from .. import _core
+from ..blocks.queries import Stream
 from ..blocks.weights import load_state, read_state, trainable_names
 from ..checks import count_of, flag, seed_number, whole_number
 from ..features.features import as_features
-from ..features.layout import Layout
 from ..html import html_table
+from ..network.late_route import given_positions, queries_of
 from ..network.side_network import SideNetwork
 from .average import WeightAverage, averaged_weights
 from .batching import epoch_batches
@@ -259,11 +260,9 @@ class _Group:
         """Return the graph: blocks of a kind one after the other, so that steps over a whole block lie together."""
         graph = _core.Graph(self.store, True)
         graph.set_staged(self.entries[0].network._programs.loss_gradient(True).staged)
-        tokens = graph.space("tokens")
-        features = self.entries[0].network.early.features
-        taps = [graph.input(f"tap{number}", tokens, channels) for number, channels in enumerate(features)]
+        taps, given = self.entries[0].network._programs.declare_rows(graph, False)
         positions = self.reader.head._declare_positions(graph)
-        values = [[*taps, taps[-1]] for _ in self.entries]
+        values = [Stream(taps, given=given) for _ in self.entries]  # x: what the block that comes reads
         streams = [0] * len(self.entries)
         parts = [entry.network._programs.parts() for entry in self.entries]
         depth = max(map(len, parts))
@@ -275,11 +274,16 @@ class _Group:
                     continue
                 prefix, block = blocks[level]
                 graph.stream = streams[number]  # as if the network had a graph of its own
-                inputs = values[number] + positions if level == depth - 1 else values[number]
-                values[number] = [block._build(graph, self.prefixes[number] + prefix, inputs)]
+                programs, stream = self.entries[number].network._programs, values[number]
+                prefix = self.prefixes[number] + prefix
+                if level in (0, depth - 1):
+                    inputs = stream.x if level == 0 else [stream.x, *positions]
+                    values[number] = stream._replace(x=programs._build(graph, prefix, block, inputs))
+                else:
+                    values[number] = programs.advance(graph, prefix, block, stream)
                 streams[number] = graph.stream
-        losses = [entry.network.head._build_loss(graph, f"{prefix}head.", value)
-                  for entry, prefix, (value,) in zip(self.entries, self.prefixes, values)]
+        losses = [entry.network.head._build_loss(graph, f"{prefix}head.", stream.x)
+                  for entry, prefix, stream in zip(self.entries, self.prefixes, values)]
         for loss in losses:
             graph.output(loss)
         total = losses[0]
@@ -293,8 +297,9 @@ class _Group:
         features = self.entries[0].labelled.features
         batch = features.batch(index)
         targets = [source for entry in self.entries for source in entry.labelled.targets(index)]
-        rows = batch.offsets[-1] if self.entries[0].network.head._loss_each_row else batch.samples
-        losses = np.empty((len(self.entries), rows, 1), _core.REAL)
+        rows = [entry.network._output_rows(np.diff(batch.offsets)).sum() if entry.network.head._loss_each_row
+                else batch.samples for entry in self.entries]
+        losses = [np.empty((count, 1), _core.REAL) for count in rows]
         self.program.gradient(
             batch.samples, batch.spaces, [*self.reader._sources(features, batch), *targets],
             [(loss, None) for loss in losses], seed=seed, step=number,
@@ -327,14 +332,13 @@ class _Sweep:
             raise ValueError("monitor and restore_best need validation")
         _check_names(settings, _SETTINGS, "sweep")
         given = _read_configurations(configurations)
-        channels = next(iter(given.values()))["network"].early.features
+        channels = _channels(next(iter(given.values()))["network"])
         self.features = as_features(taps, mask, positions, channels=channels, dtype=dtype)
-        self.layout = Layout(taps, self.features)
-        held_out = None
+        self.taps, held_out = taps, None
         if validation is not None:
             check_validation(validation)
             features = as_features(validation[0], *validation[2:], channels=channels, dtype=dtype)
-            held_out = features, validation[1], Layout(validation[0], features)
+            held_out = features, *validation[:2]
         self.entries = [
             self._entry(name, {**_USUAL, **settings, **own}, labels, held_out, metrics, monitor)
             for name, own in given.items()
@@ -344,7 +348,10 @@ class _Sweep:
         groups = {}
         for entry in self.entries:
             program = entry.network._programs.loss_gradient(True)
-            kind = program.lanes, program.staged, entry.network.head._loss_each_row
+            queries, each_row = queries_of(entry.network.late), entry.network.head._loss_each_row
+            # Losses of a program lie in one row space; queries of a network have their own.
+            alone = entry.name if queries and each_row else None
+            kind = program.lanes, program.staged, each_row, queries, alone
             groups.setdefault(kind, []).append(entry)
         self.groups = [_Group(entries, self.epochs * self.batches) for entries in groups.values()]
 
@@ -357,14 +364,15 @@ class _Sweep:
             if labels is None and own_labels is None:
                 raise ValueError("labels must be given, in common or here")
             labelled = Labelled(network, self.features, labels if own_labels is None else own_labels,
-                                sample_weight=sample_weight, layout=self.layout)
+                                sample_weight=sample_weight, layout=network._layout(self.taps, self.features))
             if held_out is None and held_out_labels is not None:
                 raise ValueError("validation_labels need validation")
             if held_out is not None:
                 if own_labels is not None and held_out_labels is None:
                     raise ValueError("labels of its own need validation_labels with validation")
-                targets = held_out[1] if held_out_labels is None else held_out_labels
-                held_out = read_validation(network, (held_out[0], targets), None, layout=held_out[2])
+                features, padded, targets = held_out
+                targets = targets if held_out_labels is None else held_out_labels
+                held_out = read_validation(network, (features, targets), None, layout=network._layout(padded, features))
             functions = metric_functions(metrics, network.head.task)
             return _Entry(name, network, OptimizerSettings(**settings), labelled, held_out, functions, monitor,
                           own_labels is not None)
@@ -452,13 +460,19 @@ def _read_configurations(configurations):
             raise ValueError(f"configuration {name!r} has the network of {seen[id(network)]!r}: each needs its own")
         seen[id(network)] = name
         first = next(iter(given.values()), own)["network"]
-        if list(network.early.features) != list(first.early.features):
-            raise ValueError(f"configuration {name!r} must take taps of {list(first.early.features)} channels, as the "
-                             f"first does, got {list(network.early.features)}")
+        if _channels(network) != _channels(first):
+            raise ValueError(f"configuration {name!r} must take taps of {_channels(first)} channels, as the first does, "
+                             f"got {_channels(network)}")
         given[str(name)] = dict(own)
     if len(given) < len(configurations):
         raise ValueError("configurations must have names that differ as text")
     return given
+
+
+def _channels(network):
+    """Return the channels of the arrays that a network reads."""
+    positions = given_positions(network.late)
+    return [*network.early.features, *([] if positions is None else [positions])]
 
 
 def _check_names(given, known, where):

@@ -1,0 +1,102 @@
+"""What blocks share that are either frozen, over arrays of the caller, or trained."""
+
+import hashlib
+
+import numpy as np
+
+from .. import _core
+from ..checks import flag
+from ..features.rows import read_reals, widened
+from .block import Block
+
+
+class MaybeFrozen(Block):
+    """A block of few arrays: `_frozen` holds them by parameter name where it is frozen, and is None where it is trained."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self._frozen = None
+        self._fingerprint = None
+
+    def _shapes(self):
+        """Return the shapes of the arrays by parameter name."""
+        raise NotImplementedError
+
+    def _initializer(self, name):
+        """Return how a trained array begins."""
+        raise NotImplementedError
+
+    def _set(self, arrays, trainable):
+        """Take arrays by parameter name: as they are, or as the first values of trained ones."""
+        if flag(trainable, "trainable"):
+            self.load_state_dict(arrays)
+        else:
+            self._frozen = arrays
+        return self
+
+    def _parameters(self, graph, prefix):
+        """Return the parameters in a graph by name."""
+        if self._is_frozen:
+            return {name: graph.parameter(prefix + name, array.shape, "frozen", data=array)
+                    for name, array in self._frozen.items()}
+        return {name: graph.parameter(prefix + name, shape, "trainable", self._initializer(name))
+                for name, shape in self._shapes().items()}
+
+    @property
+    def trainable(self):
+        """Whether training changes the arrays."""
+        return not self._is_frozen and bool(self._shapes())
+
+    @property
+    def fingerprint(self):
+        """SHA-256 of a frozen block's arrays and settings, in hexadecimal; else None."""
+        if self._is_frozen and self._fingerprint is None:
+            digest = hashlib.sha256(repr((type(self).__name__, sorted(self.settings.items()))).encode())
+            for name, array in sorted(self._frozen.items()):
+                digest.update(repr((name, array.shape)).encode())
+                digest.update(array)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @property
+    def _is_frozen(self):
+        return self._frozen is not None
+
+    def _frozen_count(self):
+        return sum(array.size for array in self._frozen.values()) if self._is_frozen else 0
+
+    def _least_parameters(self):
+        return 0 if self._is_frozen else sum(int(np.prod(shape)) for shape in self._shapes().values())
+
+    def _with_dropout(self, other):
+        return self
+
+    def __repr__(self):
+        return super().__repr__()[:-1] + (", frozen)" if self._is_frozen else ")")
+
+    def __deepcopy__(self, memo):
+        return self if self._is_frozen else _restored(*self.__reduce__()[1])  # a frozen one never changes
+
+    def __reduce__(self):
+        kind, settings, seed, state = super().__reduce__()[1]
+        return _restored, (kind, settings, seed, state, self._frozen)
+
+
+def read_array(values, name, dimensions):
+    """Return an array of finite numbers as the core reads it; float32 and C-contiguous ones are kept."""
+    array, element = read_reals(values, name)
+    if array.ndim != dimensions or 0 in array.shape:
+        shape = {1: "(features,)", 2: "(rows, features)"}[dimensions]
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+    array = np.ascontiguousarray(widened(array, element), _core.REAL)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must hold finite numbers")
+    return array
+
+
+def _restored(kind, settings, seed, state, frozen):
+    block = kind(**settings, seed=seed)
+    block._frozen = frozen
+    if state:
+        block.load_state_dict(state)
+    return block
