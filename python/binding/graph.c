@@ -682,6 +682,9 @@ static PyMethodDef graph_methods[] = {
            "bottleneck($self, prefix, x, weights, *, width, out_features, stride=1, "
            "stride_first=False, bfloat16=False)\n--\n\n"
            "A frozen bottleneck of a ResNet over images."),
+    METHOD("basic_block", graph_basic_block,
+           "basic_block($self, prefix, x, weights, *, out_features, stride=1, bfloat16=False)\n--\n\n"
+           "A frozen basic block of a ResNet over images."),
     METHOD("transformer_layer", graph_transformer_layer,
            "transformer_layer($self, prefix, x, weights, *, positions=None, memory=None, memory_positions=None, heads, "
            "intermediate, key_heads=None, head_size=None, activation='gelu', gated=False, placement='post', "

@@ -129,6 +129,10 @@ class Graph:
     # expand_weight, expand_bias, and with a shortcut map shortcut_weight, shortcut_bias
     def bottleneck(self, prefix: str, x: int, weights: dict[str, Array], *, width: int, out_features: int,
                    stride: int = 1, stride_first: bool = False, bfloat16: bool = False) -> int: ...
+    # weights likewise: first_weight (out_features, 9 * channels of x), first_bias, second_weight (out_features,
+    # 9 * out_features), second_bias, and with a shortcut map shortcut_weight, shortcut_bias
+    def basic_block(self, prefix: str, x: int, weights: dict[str, Array], *, out_features: int, stride: int = 1,
+                    bfloat16: bool = False) -> int: ...
     # weights: arrays by role name make a frozen layer; None makes a trainable one, whose parameters are named prefix +
     # "query.weight" … by the same roles with a dot before weight/bias. Roles, each with _weight and, where the settings
     # ask for it, _bias: query, key, value, output, attention_norm, up, down, feed_forward_norm; gated: gate; with a

@@ -418,6 +418,21 @@ typedef struct sherl_bottleneck_settings {
 sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value x,
                              const sherl_bottleneck_weights *weights, const sherl_bottleneck_settings *settings);
 
+/* Weights of a basic block of a ResNet, likewise: 3x3, 3x3, and, unless NULL, the 1x1 shortcut. */
+typedef struct sherl_basic_block_weights {
+    const sherl_real *first_weight, *first_bias, *second_weight, *second_bias, *shortcut_weight, *shortcut_bias;
+} sherl_basic_block_weights;
+
+typedef struct sherl_basic_block_settings {
+    size_t out_features; /* channels of both 3x3 maps */
+    size_t stride;       /* of the first, and of the shortcut */
+    bool bfloat16;       /* a 1x1 map of stride 1 as sherl_bfloat16_linear */
+} sherl_basic_block_settings;
+
+/* A frozen basic block, that of ResNet-18 and ResNet-34, over a row space of images. */
+sherl_value sherl_basic_block(sherl_graph *graph, const char *prefix, sherl_value x,
+                              const sherl_basic_block_weights *weights, const sherl_basic_block_settings *settings);
+
 typedef struct sherl_head_settings {
     size_t outputs; /* classes, or regression targets */
     sherl_pooling pooling;

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from small import bottleneck_weights  # noqa: E402
+from small import basic_block_weights, bottleneck_weights  # noqa: E402
 
 import sherl  # noqa: E402
 
@@ -67,6 +67,11 @@ NETWORKS = {
     "resnet, stride first": lambda: (
         sherl.MTSA.resnet([6, 8, 12], 3, 5),
         [sherl.Bottleneck.from_resnet(bottleneck_weights(12, 6, 14, shortcut=True), stride=2, stride_first=True)],
+        sherl.Classifier(14, 3, pool="mean")),
+    "resnet of basic blocks": lambda: (
+        sherl.MTSA.resnet([6, 8, 12], 3, 5),
+        [sherl.BasicBlock.from_resnet(basic_block_weights(12)),
+         sherl.BasicBlock.from_resnet(basic_block_weights(12, 14, shortcut=True), stride=2)],
         sherl.Classifier(14, 3, pool="mean")),
     "resnet, gpo": lambda: resnet(sherl.Embedding(14, 4, pool="gpo")),
     "resnet, max": lambda: resnet(sherl.Embedding(14, 4, pool="max")),

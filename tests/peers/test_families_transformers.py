@@ -190,9 +190,9 @@ def distance(found, expected):
 def table():
     rows = []
     yield rows
-    print("\n\nlargest distance over four samples\n" + f"{'family':24}{'states':>10}{'output':>10}{'gradient':>10}")
+    print("\n\nlargest distance over four samples\n" + f"{'family':34}{'states':>10}{'output':>10}{'gradient':>10}")
     for row in rows:
-        print(f"{row[0]:24}" + "".join(f"{value:10.1e}" for value in row[1:]))
+        print(f"{row[0]:34}" + "".join(f"{value:10.1e}" for value in row[1:]))
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -248,11 +248,12 @@ def test_decoder_layers(name, tmp_path):
 # ---- ResNets ----
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_resnet(first, tmp_path, table):
+@pytest.mark.parametrize("kind", ["bottleneck", "bottleneck, stride first", "basic"])
+def test_resnet(kind, tmp_path, table):
     config = transformers.ResNetConfig(
-        embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 3, 2, 2], downsample_in_bottleneck=first
-    )
+        embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 3, 2, 2], layer_type=kind.partition(",")[0],
+        downsample_in_bottleneck="first" in kind,
+    )  # fmt: skip
     model = randomized(transformers.ResNetModel(config))
     for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.3)
@@ -270,7 +271,7 @@ def test_resnet(first, tmp_path, table):
     y.sum().backward()
     out, gradients = backbone.layers[-1].vjp(channels_last(x), np.ones((2, 3, 3, 128), np.float32))
     worst = found, distance(out, channels_last(y)), distance(gradients["x"], channels_last(x.grad))
-    table.append((f"resnet{', stride first' if first else ''}", *worst))
+    table.append((f"resnet, {kind}", *worst))
     assert max(worst) <= LIMIT
 
 

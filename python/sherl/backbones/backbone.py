@@ -34,7 +34,7 @@ class Backbone:
     hidden_size : int
         Those of the last state; of all but ResNets those of every one.
     num_layers : int
-    layers : list of TransformerLayer, T5Block or Bottleneck
+    layers : list of TransformerLayer, T5Block, Bottleneck or BasicBlock
         The frozen layers; they share their weights with the backbone.
     decoder_layers : list of TransformerLayer or T5Block
         Those of the decoder of T5 or Whisper; `extract` does not use them.

@@ -3,12 +3,12 @@
 from contextlib import contextmanager
 
 from .. import _core
-from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
+from ..blocks.residual import ResidualBlock
 from ..blocks.transformer import TransformerLayer
 from ..training.chain import Chain
 
-LATE = (TransformerLayer, Bottleneck, ForeignLayer)
+LATE = (TransformerLayer, ResidualBlock, ForeignLayer)
 
 
 class Programs:
@@ -102,7 +102,7 @@ class Programs:
         return Chain(
             first, self.foreign, second, taps=self._early.taps,
             names={name for name in self.store.names() if name.startswith(prefixes)},
-            lasting=[layer for layer in ahead if isinstance(layer, Bottleneck)], row_outputs=not self._head._pooled,
+            lasting=[layer for layer in ahead if isinstance(layer, ResidualBlock)], row_outputs=not self._head._pooled,
             row_labels=self._head._loss_each_row, sample_inputs=int(self._head._takes_positions),
         )
 

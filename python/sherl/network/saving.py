@@ -8,6 +8,7 @@ import numpy as np
 from .. import _core
 from ..blocks import (
     MTSA,
+    BasicBlock,
     Bottleneck,
     Classifier,
     Detector,
@@ -19,6 +20,7 @@ from ..blocks import (
     TransformerLayer,
 )
 from ..blocks.foreign import ForeignLayer
+from ..blocks.residual import ResidualBlock
 from ..blocks.language_head import LanguageHead
 from ..checks import write_files
 from ..features import Features
@@ -31,7 +33,8 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOREIGN = "Late"  # type of layers that are computed outside the core; their weights stay outside, too
 
 _EARLY = {"MTSA": MTSA}
-_LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block, "Bottleneck": Bottleneck}
+_LATE = {"TransformerLayer": TransformerLayer, "T5Block": T5Block, "Bottleneck": Bottleneck,
+         "BasicBlock": BasicBlock}
 _HEADS = {kind.__name__: kind for kind in (Classifier, Detector, Embedding, Regressor, SpanPredictor, TokenClassifier)}
 
 
@@ -229,6 +232,6 @@ def _same_shape(layer, described, entry):
         return isinstance(layer, ForeignLayer) and layer.settings == entry.get("settings")
     if type(layer) is not type(described):
         return False
-    if isinstance(layer, Bottleneck):
+    if isinstance(layer, ResidualBlock):
         return layer.settings == described.settings
     return (layer.features, layer.intermediate) == (described.features, described.intermediate)

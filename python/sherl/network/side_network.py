@@ -4,7 +4,7 @@ import threading
 
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
-from ..blocks.bottleneck import Bottleneck
+from ..blocks.residual import ResidualBlock
 from ..blocks.foreign import ForeignLayer
 from ..checks import seed_number
 from ..training.fit import Fit, read_validation
@@ -29,7 +29,7 @@ class SideNetwork(Inference, Network):
     ----------
     early : MTSA
         Its last tap is what the first late layer would have received in the backbone.
-    late : sequence of TransformerLayer, Bottleneck or sherl.torch.Late
+    late : sequence of TransformerLayer, Bottleneck, BasicBlock or sherl.torch.Late
         Any number of layers. Those of PyTorch stand side by side.
     head : Classifier, Regressor, TokenClassifier, SpanPredictor, Embedding or Detector
     seed : int
@@ -82,8 +82,8 @@ class SideNetwork(Inference, Network):
         for name, block in self._blocks()[1:]:
             if name != "head" and not isinstance(block, LATE):
                 raise TypeError(f"{name} must be a TransformerLayer or a Bottleneck, got {type(block).__name__}")
-            if isinstance(block, Bottleneck) and not self.early.images:
-                raise ValueError(f"{name} is a Bottleneck, which takes images: early must have pool=")
+            if isinstance(block, ResidualBlock) and not self.early.images:
+                raise ValueError(f"{name} is a {type(block).__name__}, which takes images: early must have pool=")
             if name != "head" and len(block._inputs()) > 1:
                 others = ", ".join(other for other, _ in block._inputs()[1:])
                 raise ValueError(f"{name} must read x alone, as layers of a side network do, but it reads {others} too")

@@ -179,6 +179,16 @@ def bottleneck(w, settings, x, mask):
     return writer.transpose(writer.relu(writer.add(w.convolution("expand", z), short)), 0, 2, 3, 1)
 
 
+def basic_block(w, settings, x, mask):
+    """A basic block of a ResNet, its batch norms folded in, channels last."""
+    writer, stride = w.writer, settings["stride"]
+    x = writer.transpose(x, 0, 3, 1, 2)
+    z = writer.relu(w.convolution("first", x, stride=stride, padding=1))
+    short = w.convolution("shortcut", x, stride=stride) if settings["shortcut"] else x
+    z = writer.add(w.convolution("second", z, padding=1), short)
+    return writer.transpose(writer.relu(z), 0, 2, 3, 1)
+
+
 def pooled_head(w, settings, x, dimensions, mask, positions):
     """A head with one row a sample; x has so many dimensions."""
     writer = w.writer

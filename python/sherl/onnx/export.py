@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..blocks.bottleneck import Bottleneck
+from ..blocks.residual import BasicBlock, Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..checks import flag, write_files
 from ..network.side_network import SideNetwork
@@ -88,6 +88,9 @@ def _inputs(network, masked):
     return inputs
 
 
+_LATE = {Bottleneck: blocks.bottleneck, BasicBlock: blocks.basic_block}
+
+
 def _write(network, writer, taps, mask):
     def part(block):
         return Weights(writer, weights_of_block(block)[0]), described(block)
@@ -95,8 +98,7 @@ def _write(network, writer, taps, mask):
     early, head = network.early, network.head
     x = blocks.adapter(*part(early), taps, mask)
     for layer in network.late:
-        kind = blocks.bottleneck if isinstance(layer, Bottleneck) else blocks.transformer_layer
-        x = kind(*part(layer), x, mask)
+        x = _LATE.get(type(layer), blocks.transformer_layer)(*part(layer), x, mask)
     if not head._pooled:
         return blocks.row_head(*part(head), x, mask)
     dimensions = 2 if early._pooled else 4 if early.images else 3

@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
+from ..blocks.residual import BasicBlock, Bottleneck
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
 from . import plain
@@ -34,10 +34,13 @@ def to_torch(network):
     return plain.Network(_part(plain.Adapter, network.early), late, _part(head, network.head)).eval()
 
 
+_LATE = {Bottleneck: plain.Bottleneck, BasicBlock: plain.BasicBlock}
+
+
 def _late(layer):
     if isinstance(layer, ForeignLayer):
         return plain.Foreign(copy.deepcopy(layer.module).requires_grad_(False), layer.call, layer.images)
-    return _part(plain.Bottleneck if isinstance(layer, Bottleneck) else plain.Layer, layer)
+    return _part(_LATE.get(type(layer), plain.Layer), layer)
 
 
 def _part(kind, block):

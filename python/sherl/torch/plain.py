@@ -215,7 +215,14 @@ class Layer(Part):
         return first + torch.where(steps < exact, steps, far)
 
 
-class Bottleneck(Part):
+class Convolutions(Part):
+    """A part that has convolutions, on images with the channels first."""
+
+    def convolve(self, place, x, **window):
+        return F.conv2d(x, self.tensor(f"{place}.weight"), self.tensor(f"{place}.bias"), **window)
+
+
+class Bottleneck(Convolutions):
     """A bottleneck block of a ResNet, its batch norms folded in, on images with the channels last."""
 
     def forward(self, x, mask=None):
@@ -226,8 +233,16 @@ class Bottleneck(Part):
         short = self.convolve("shortcut", x, stride=stride) if self.settings["shortcut"] else x
         return F.relu(self.convolve("expand", z) + short).permute(0, 2, 3, 1)
 
-    def convolve(self, place, x, **window):
-        return F.conv2d(x, self.tensor(f"{place}.weight"), self.tensor(f"{place}.bias"), **window)
+
+class BasicBlock(Convolutions):
+    """A basic block of a ResNet, likewise."""
+
+    def forward(self, x, mask=None):
+        stride = self.settings["stride"]
+        x = x.permute(0, 3, 1, 2)
+        z = F.relu(self.convolve("first", x, stride=stride, padding=1))
+        short = self.convolve("shortcut", x, stride=stride) if self.settings["shortcut"] else x
+        return F.relu(self.convolve("second", z, padding=1) + short).permute(0, 2, 3, 1)
 
 
 class Foreign(nn.Module):

@@ -27,7 +27,7 @@ class SideModule(torch.nn.Module):
 
     Parameters
     ----------
-    block : SideNetwork, MTSA, TransformerLayer, Bottleneck, or a head
+    block : SideNetwork, MTSA, TransformerLayer, Bottleneck, BasicBlock, or a head
 
     Attributes
     ----------

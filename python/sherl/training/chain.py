@@ -24,7 +24,7 @@ class Chain:
     foreign : list of ForeignLayer
     taps : int
         Inputs of the first program.
-    lasting : list of Bottleneck
+    lasting : list of Bottleneck or BasicBlock
         Layers of the first program that may change the size of images.
     row_outputs, row_labels : bool
         Whether the second program has an output, and labels, for every row, and not one a sample.
