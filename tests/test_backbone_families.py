@@ -146,8 +146,12 @@ def test_spoilt_files(tmp_path, spoil, message):
 @pytest.mark.parametrize(
     "kind, tower, changes, message",
     [
-        ("llama", None, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "only plain rotary positions .* 'linear'"),
-        ("llama", None, {"rope_parameters": {"rope_type": "llama3"}}, "only plain rotary positions .* 'llama3'"),
+        ("llama", None, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rotary positions must be plain .* 'yarn'"),
+        ("llama", None, {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor must be 1.0 or more, got 0.5"),
+        ("llama", None, {"rope_scaling": {"type": "linear"}}, "positions of type 'linear' need factor"),
+        ("llama", None, {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+         "positions of type 'llama3' need low_freq_factor, high_freq_factor"),
+        ("llama", None, {"partial_rotary_factor": 0.5}, "only rotary positions that turn all channels of a head"),
         ("llama", None, {"num_key_value_heads": 3}, "key_heads must divide the 2 heads, got 3"),
         ("llama", None, {"hidden_act": "mish"}, "hidden_act must be one of gelu"),
         ("gpt2", None, {"scale_attn_by_inverse_layer_idx": True}, "scores scaled by the layer's number cannot be run"),
@@ -171,6 +175,25 @@ def test_wrong_configurations(tmp_path, kind, tower, changes, message):
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises((ValueError, TypeError), match=message):
         sherl.load_backbone(folder, tower)
+
+
+def test_rescaled_rotary_positions(tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny", "llama")
+    config = json.loads((folder / "config.json").read_text())
+
+    def scaling(rope):
+        (folder / "config.json").write_text(json.dumps({**config, "rope_scaling": rope}))
+        backbone = sherl.load_backbone(folder)
+        return backbone.layers[0].rotary_scaling, backbone.fingerprint
+
+    plain, dynamic = scaling(None), scaling({"rope_type": "dynamic", "factor": 4.0})
+    linear = scaling({"type": "linear", "factor": 4})
+    rules = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4}
+    llama = scaling({**rules, "original_max_position_embeddings": 8})
+    assert plain == dynamic and plain[0] is None and linear[0] == {"factor": 4.0}
+    assert llama[0] == {"factor": 4.0, "original": 8.0, "low": 1.0, "high": 4.0}
+    assert scaling(rules)[0]["original"] == 12  # the longest text, where nothing else is said
+    assert len({plain[1], linear[1], llama[1]}) == 3
 
 
 def test_lengths(tiny):

@@ -77,7 +77,8 @@ class Graph:
     def multiply(self, a: int, b: int) -> int: ...
     def scale_channels(self, x: int, scale: int) -> int: ...
     def embedding(self, indices: int, table: int) -> int: ...
-    def rotary(self, x: int, heads: int, dimensions: int, theta: float) -> int: ...
+    def rotary(self, x: int, heads: int, dimensions: int, theta: float, *, factor: float = 0.0, original: float = 0.0,
+               low: float = 0.0, high: float = 0.0) -> int: ...
     # position_bias: of shape (position_buckets, heads), read where position_buckets is not 0
     def attention(self, query: int, key: int, value: int, heads: int, scale: float, causal: bool = False,
                   dropout: float = 0.0, *, key_heads: int | None = None, position_bias: int | None = None,
@@ -149,7 +150,9 @@ class Graph:
                           query_bias: bool = True, output_bias: bool = True, feed_forward_bias: bool = True,
                           norm_bias: bool = True, layer_scale: bool = False, causal: bool = False,
                           scale: float | None = None, rotary_theta: float | None = None,
-                          rotary_dimensions: int | None = None, position_buckets: int = 0, max_distance: int = 128,
+                          rotary_dimensions: int | None = None, rotary_factor: float = 0.0,
+                          rotary_original: float = 0.0, rotary_low: float = 0.0, rotary_high: float = 0.0,
+                          position_buckets: int = 0, max_distance: int = 128,
                           bidirectional: bool = True, dropout: float = 0.0, attention_dropout: float = 0.0,
                           bfloat16: bool = False) -> int: ...
     # parameters: prefix + "weight", "bias", and with pooler "pooler.weight", "pooler.bias"

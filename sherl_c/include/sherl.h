@@ -209,10 +209,18 @@ sherl_value sherl_multiply(sherl_graph *graph, sherl_value a, sherl_value b);
 sherl_value sherl_scale_channels(sherl_graph *graph, sherl_value x, sherl_parameter scale);
 /* y = table[indices]; table: (entries, channels) */
 sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_parameter table);
+/* Slower rotary positions for longer texts. A pair that makes n = original * speed / (2 pi) turns over the `original`
+ * positions gets the speed s speed + (1 - s) speed / factor, where s = (n - low) / (high - low) within 0 and 1; where
+ * original is 0, s is 0 for every pair. */
+typedef struct sherl_rotary_scaling {
+    double factor; /* 0: speeds stay as they are */
+    double original, low, high;
+} sherl_rotary_scaling;
 /* Turns, in each of the `heads` heads of x, channel i and channel i + dimensions / 2 (i < dimensions / 2) as a pair by
- * the angle position * theta^(-2 i / dimensions), where position counts a segment's rows from 0; an even number of
- * `dimensions`, of which a head may have more. */
-sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta);
+ * the angle position * speed, speed = theta^(-2 i / dimensions) unless it is scaled, where position counts a segment's
+ * rows from 0; an even number of `dimensions`, of which a head may have more. */
+sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta,
+                         const sherl_rotary_scaling *scaling);
 
 /* Buckets of the distance of a key from a query, its position minus the query's: one for each distance below half of
  * the buckets, then ever wider ones, the last of which ends beyond max_distance. Bidirectional: half of the buckets are
@@ -381,6 +389,7 @@ typedef struct sherl_transformer_settings {
     double scale;     /* of the scores; 0: 1 / sqrt(head_size) */
     double rotary_theta;      /* 0: no rotary positions */
     size_t rotary_dimensions; /* 0: all of a head */
+    sherl_rotary_scaling rotary_scaling;
     sherl_position_buckets positions; /* of the self-attention */
     double dropout, attention_dropout;
     bool frozen;

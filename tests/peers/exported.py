@@ -50,6 +50,11 @@ NETWORKS = {
         [layer(placement="pre", norm="rmsnorm", rotary_theta=100.0, key_heads=2, head_size=6, causal=True, gated=True,
                activation="silu", query_bias=False, output_bias=False, feed_forward_bias=False)],
         sherl.Classifier(WIDTH, 3, pool="position")),
+    "llama 3": lambda: (
+        sherl.MTSA(2, WIDTH, 5),
+        [layer(placement="pre", norm="rmsnorm", rotary_theta=100.0, head_size=8, causal=True,
+               rotary_scaling={"factor": 4.0, "original": 16, "low": 1.0, "high": 2.0})],
+        sherl.Classifier(WIDTH, 3, pool="last")),
     "vit": lambda: (sherl.MTSA(3, WIDTH, 5), [frozen(layer(placement="pre", layer_scale=True))],
                     sherl.Classifier(WIDTH, 4, pool="max", multi_label=True)),
     "sandwich": lambda: (

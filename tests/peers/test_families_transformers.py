@@ -130,6 +130,11 @@ PEERS = {
     "gpt2": Peer(model_of("GPT2", **GPT2), "h.2"),
     "llama": llama("Llama", rope_parameters={"rope_type": "default", "rope_theta": 5000.0}),
     "llama, head size": llama("Llama", head_dim=12, attention_bias=True, mlp_bias=True),
+    "llama, linear": llama("Llama", rope_parameters={"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}),
+    "llama, dynamic": llama("Llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 4.0}),
+    "llama 3": llama("Llama", rope_parameters={
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}),
     "mistral": llama("Mistral", head_dim=8, sliding_window=None),
     "qwen2": llama("Qwen2"),
     "vit": image_model("ViT", "layers.2"),

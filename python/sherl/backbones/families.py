@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..blocks import families as blocks
+from ..blocks.rotary import read_scaling
 from ..blocks.transformer import ACTIVATIONS, T5Block, TransformerLayer
 from ..checks import flag, real_number, whole_number
 
@@ -162,12 +163,32 @@ def _gpt2(facts, config):
     facts["intermediate"] = facts["intermediate"] or 4 * facts["features"]
 
 
+_LLAMA3 = {"low": "low_freq_factor", "high": "high_freq_factor"}
+
+
+def _rotary_scaling(rope, longest):
+    """Return how rotary positions are rescaled, as a layer takes it; None where they are plain."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", "dynamic"):  # which rescales only texts that are longer than the model takes
+        return None
+    if kind not in ("linear", "llama3"):
+        raise ValueError("rotary positions must be plain or rescaled by a rule that can be run, 'linear', 'dynamic' or "
+                         f"'llama3', got {kind!r}")
+    names = {"factor": "factor", **(_LLAMA3 if kind == "llama3" else {})}
+    missing = [name for name in names.values() if name not in rope]
+    if missing:
+        raise ValueError(f"rotary positions of type {kind!r} need {', '.join(missing)}")
+    numbers = {fact: real_number(rope[name], name) for fact, name in names.items()}
+    if kind == "llama3":
+        numbers["original"] = rope.get("original_max_position_embeddings", longest)
+    return read_scaling(numbers)
+
+
 def _llama(facts, config):
     rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default" or rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1)) != 1:
-        raise ValueError(f"only plain rotary positions can be run, not rescaled or partial ones, got {kind!r}")
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1)) != 1:
+        raise ValueError("only rotary positions that turn all channels of a head can be run, not partial ones")
+    facts["rotary_scaling"] = _rotary_scaling(config.get("rope_scaling") or rope, facts["longest"])
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     facts["theta"] = real_number(theta, "rope_theta", least=1.0)
     window = config.get("sliding_window")
@@ -194,7 +215,7 @@ LLAMA = Family(
     Layers("layers.{}.", blocks.LLAMA,
            {**_CAUSAL, "norm": "rmsnorm", "gated": True, "query_bias": None, "output_bias": None,
             "feed_forward_bias": None},
-           {"rotary_theta": "theta", "key_heads": "key_heads", "head_size": "head_size"}),
+           {"rotary_theta": "theta", "rotary_scaling": "rotary_scaling", "key_heads": "key_heads", "head_size": "head_size"}),
     prefixes=("", "model."), activation=("hidden_act", "silu"), eps=("rms_norm_eps", 1e-6), norm="norm", derive=_llama,
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..blocks.families import own_name
 from ..blocks.residual import ResidualBlock
+from ..blocks.rotary import speeds
 from ..blocks.transformer import TransformerLayer
 from ..blocks.weights import read_state, trainable_names
 
@@ -19,6 +20,9 @@ def described(block):
         settings.update(head_size=size, key_heads=block.key_heads or block.heads,
                         scale=block.scale or 1 / math.sqrt(size),
                         rotary_dimensions=block.rotary_dimensions or size)
+        if block.rotary_theta is not None:
+            turned = speeds(block.rotary_theta, settings["rotary_dimensions"], block.rotary_scaling)
+            settings["rotary_speeds"] = turned.tolist()
     return settings
 
 

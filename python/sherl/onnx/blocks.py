@@ -137,7 +137,7 @@ def _attend(w, settings, n, mask):
 def _turn(writer, settings, x, place):
     """Rotary positions: x (batch, heads, tokens, channels of a head)."""
     half, size = settings["rotary_dimensions"] // 2, settings["head_size"]
-    speed = settings["rotary_theta"] ** (-np.arange(half) / half)
+    speed = np.array(settings["rotary_speeds"])
     angle = writer.node("Mul", writer.unsqueeze(writer.cast(place, "float64"), -1), writer.constant(speed, np.float64))
     turns = writer.unsqueeze(angle, 1)
     cosine, sine = (writer.cast(writer.node(kind, turns), "float32") for kind in ("Cos", "Sin"))

@@ -192,8 +192,8 @@ class Layer(Part):
 
     def turn(self, x, place):
         """Rotary positions: x (batch, heads, tokens, channels of a head)."""
-        half = self.settings["rotary_dimensions"] // 2
-        speed = self.settings["rotary_theta"] ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+        speed = torch.tensor(self.settings["rotary_speeds"], dtype=torch.float64, device=x.device)
+        half = len(speed)
         angle = (place.unsqueeze(-1) * speed).unsqueeze(1)
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
