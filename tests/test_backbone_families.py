@@ -66,6 +66,8 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path, kind, tower):
             sherl.load_backbone(folder, tower)
         assert f"{name} must have shape {shape}, as config.json says, got {(*shape, 2)}" in str(error.value)
         write_tensors(folder / "model.safetensors", {key: value for key, value in weights.items() if key != name})
+        if (kind, name) == ("marian", "encoder.embed_positions.weight"):
+            continue  # sines are meant where there are none
         with pytest.raises(ValueError) as error:
             sherl.load_backbone(folder, tower)
         assert f"lacks the tensor {name}, of shape {shape}" in str(error.value)
@@ -157,6 +159,8 @@ def test_spoilt_files(tmp_path, spoil, message):
         ("gpt2", None, {"scale_attn_by_inverse_layer_idx": True}, "scores scaled by the layer's number cannot be run"),
         ("gpt2", None, {"n_head": 3}, "n_head must divide n_embd"),
         ("gpt2", None, {"n_embd": 0}, "n_embd must be 1 or more, got 0"),
+        ("marian", None, {"normalize_before": True}, "only layers with their norms after the sums can be run"),
+        ("bart", None, {"normalize_embedding": False}, "only embeddings with a norm can be run"),
         ("t5", None, {"feed_forward_proj": "gated-mish"}, "feed_forward_proj must be an activation, or"),
         ("t5", None, {"d_model": None}, "d_model must be a whole number, got None"),
         ("vit", None, {"image_size": 10}, "patch_size must divide the image_size 10, got 4"),
@@ -200,7 +204,7 @@ def test_lengths(tiny):
     assert tiny("bert").max_length == 12
     assert tiny("roberta").max_length == 10  # positions count from the one after the padding token
     assert tiny("gpt2").max_length == 12
-    assert tiny("t5").max_length == 12
+    assert tiny("t5").max_length == tiny("bart").max_length == tiny("marian").max_length == 12
     assert tiny("mistral", sliding_window=5).max_length == 5
     assert tiny("qwen2", sliding_window=5, use_sliding_window=False).max_length == 12
     assert tiny("vit").max_length is None
@@ -220,7 +224,19 @@ def test_roberta_takes_positions_after_the_padding_token(tmp_path):
     assert np.allclose(state, x, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["t5", "whisper"])
+def test_embeddings_of_marian(tmp_path):
+    """Words are scaled where the configuration says so, and positions are sines and cosines where there are none."""
+    folder = write_tiny_model(tmp_path / "tiny", "marian", scale_embedding=True)
+    weights = load_file(folder / "model.safetensors")
+    words, positions = weights["shared.weight"][[5, 6, 7]], weights.pop("encoder.embed_positions.weight")
+    assert np.allclose(sherl.load_backbone(folder).extract([[5, 6, 7]], [0]).taps[0], 4 * words + positions[:3], atol=1e-6)
+    write_tensors(folder / "model.safetensors", {f"model.{name}": array for name, array in weights.items()})
+    state = sherl.load_backbone(folder).extract([[5, 6, 7]], [0]).taps[0]
+    angles = np.arange(3)[:, None] * 10000.0 ** (-np.arange(8) / 8)
+    assert np.allclose(state - 4 * words, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bart", "marian", "t5", "whisper"])
 def test_decoder_layers(tiny, tmp_path, kind):
     backbone = tiny(kind)
     assert len(backbone.decoder_layers) == (2 if kind == "t5" else 1)

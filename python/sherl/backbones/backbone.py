@@ -37,7 +37,7 @@ class Backbone:
     layers : list of TransformerLayer, T5Block, Bottleneck or BasicBlock
         The frozen layers; they share their weights with the backbone.
     decoder_layers : list of TransformerLayer or T5Block
-        Those of the decoder of T5 or Whisper; `extract` does not use them.
+        Those of the decoder of T5, BART, Marian or Whisper; `extract` does not use them.
     language : LanguageDecoder or None
         What T5's decoder has beside its layers: norm, language-model head, the tokens that begin and end a text.
     max_length : int or None
@@ -214,7 +214,7 @@ class Backbone:
 
     def _check_language(self):
         if self.language is None:
-            raise TypeError(f"the {self.family} backbone has no decoder of texts")
+            raise TypeError(f"the {self.family} backbone has no decoder of texts that can be run")
 
     def detokenize(self, ids):
         """Turn token ids into texts.

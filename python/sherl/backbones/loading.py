@@ -105,7 +105,7 @@ def _read_onnx(path, folder, tower):
 def _of_family(family, facts, tensors, folder):
     stem = _STEMS[family.stem](folder, facts, read_stem(family, facts, tensors))
     decoder = read_decoder(family, facts, tensors)
-    language = LanguageDecoder(facts, stem.arrays, tensors) if decoder and family.stem == "text" else None
+    language = LanguageDecoder(facts, stem.arrays, tensors) if decoder and "scaled" in facts else None
     return Parts(
         family.title, family.stem, stem, read_layers(family.layers, facts, tensors), decoder,
         read_norm(family, facts, tensors), facts["eps"], language,
