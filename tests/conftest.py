@@ -16,7 +16,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def agreement(request):
-    """Worst relative error by reference file, printed when the run ends."""
+    """Worst relative error of outputs and of all else by reference file, each with its name; printed when a run ends."""
     return request.config.stash[_AGREEMENT]
 
 
@@ -48,5 +48,7 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     terminalreporter.section("worst relative error by reference file")
     width = max(map(len, worst))
-    for name, (error, what) in worst.items():
-        terminalreporter.write_line(f"{name:{width}}  {error:.1e}  {what}")
+    terminalreporter.write_line(f"{'':{width}}   output  gradient")
+    for name, kinds in worst.items():
+        output, (other, what) = kinds["output"][0], kinds["other"]
+        terminalreporter.write_line(f"{name:{width}}  {output:7.1e}   {other:7.1e}  {what}")

@@ -81,9 +81,19 @@ RESNET = {"features": [8, 12, 16, 24], "sides": [(16, 8), (8, 4), (4, 2), (2, 1)
 
 def bottleneck_weights(features=24, width=6, outputs=None, shortcut=False, seed=0):
     """Return random weights of a ResNet bottleneck by checkpoint name."""
-    rng = np.random.default_rng([seed, 5])
     outputs = outputs or features
     shapes = {"conv1": (width, features, 1, 1), "conv2": (width, width, 3, 3), "conv3": (outputs, width, 1, 1)}
+    return _residual_weights(shapes, features, outputs, shortcut, np.random.default_rng([seed, 5]))
+
+
+def basic_block_weights(features=24, outputs=None, shortcut=False, seed=0):
+    """Return random weights of a ResNet's basic block by checkpoint name."""
+    outputs = outputs or features
+    shapes = {"conv1": (outputs, features, 3, 3), "conv2": (outputs, outputs, 3, 3)}
+    return _residual_weights(shapes, features, outputs, shortcut, np.random.default_rng([seed, 12]))
+
+
+def _residual_weights(shapes, features, outputs, shortcut, rng):
     norms = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
     if shortcut:
         shapes["downsample.0"], norms["downsample.0"] = (outputs, features, 1, 1), "downsample.1"

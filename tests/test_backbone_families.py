@@ -100,6 +100,8 @@ def test_missing_and_misshapen_tensors_are_named(tmp_path, kind, tower):
             sherl.load_backbone(folder, tower)
         assert f"{name} must have shape {shape}, as config.json says, got {(*shape, 2)}" in str(error.value)
         write_tensors(folder / "model.safetensors", {key: value for key, value in weights.items() if key != name})
+        if (kind, name) == ("marian", "encoder.embed_positions.weight"):
+            continue  # sines are meant where there are none
         with pytest.raises(ValueError) as error:
             sherl.load_backbone(folder, tower)
         assert f"lacks the tensor {name}, of shape {shape}" in str(error.value)
@@ -201,13 +203,19 @@ def test_spoilt_files(tmp_path, spoil, message):
 @pytest.mark.parametrize(
     "kind, tower, changes, message",
     [
-        ("llama", None, {"rope_scaling": {"type": "linear", "factor": 2.0}}, "only plain rotary positions .* 'linear'"),
-        ("llama", None, {"rope_parameters": {"rope_type": "llama3"}}, "only plain rotary positions .* 'llama3'"),
+        ("llama", None, {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rotary positions must be plain .* 'yarn'"),
+        ("llama", None, {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor must be 1.0 or more, got 0.5"),
+        ("llama", None, {"rope_scaling": {"type": "linear"}}, "positions of type 'linear' need factor"),
+        ("llama", None, {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+         "positions of type 'llama3' need low_freq_factor, high_freq_factor"),
+        ("llama", None, {"partial_rotary_factor": 0.5}, "only rotary positions that turn all channels of a head"),
         ("llama", None, {"num_key_value_heads": 3}, "key_heads must divide the 2 heads, got 3"),
         ("llama", None, {"hidden_act": "mish"}, "hidden_act must be one of gelu"),
         ("gpt2", None, {"scale_attn_by_inverse_layer_idx": True}, "scores scaled by the layer's number cannot be run"),
         ("gpt2", None, {"n_head": 3}, "n_head must divide n_embd"),
         ("gpt2", None, {"n_embd": 0}, "n_embd must be 1 or more, got 0"),
+        ("marian", None, {"normalize_before": True}, "only layers with their norms after the sums can be run"),
+        ("bart", None, {"normalize_embedding": False}, "only embeddings with a norm can be run"),
         ("t5", None, {"feed_forward_proj": "gated-mish"}, "feed_forward_proj must be an activation, or"),
         ("t5", None, {"d_model": None}, "d_model must be a whole number, got None"),
         ("vit", None, {"image_size": 10}, "patch_size must divide the image_size 10, got 4"),
@@ -228,11 +236,30 @@ def test_wrong_configurations(tmp_path, kind, tower, changes, message):
         sherl.load_backbone(folder, tower)
 
 
+def test_rescaled_rotary_positions(tmp_path):
+    folder = write_tiny_model(tmp_path / "tiny", "llama")
+    config = json.loads((folder / "config.json").read_text())
+
+    def scaling(rope):
+        (folder / "config.json").write_text(json.dumps({**config, "rope_scaling": rope}))
+        backbone = sherl.load_backbone(folder)
+        return backbone.layers[0].rotary_scaling, backbone.fingerprint
+
+    plain, dynamic = scaling(None), scaling({"rope_type": "dynamic", "factor": 4.0})
+    linear = scaling({"type": "linear", "factor": 4})
+    rules = {"rope_type": "llama3", "factor": 4, "low_freq_factor": 1, "high_freq_factor": 4}
+    llama = scaling({**rules, "original_max_position_embeddings": 8})
+    assert plain == dynamic and plain[0] is None and linear[0] == {"factor": 4.0}
+    assert llama[0] == {"factor": 4.0, "original": 8.0, "low": 1.0, "high": 4.0}
+    assert scaling(rules)[0]["original"] == 12  # the longest text, where nothing else is said
+    assert len({plain[1], linear[1], llama[1]}) == 3
+
+
 def test_lengths(tiny):
     assert tiny("bert").max_length == 12
     assert tiny("roberta").max_length == 10  # positions count from the one after the padding token
     assert tiny("gpt2").max_length == 12
-    assert tiny("t5").max_length == 12
+    assert tiny("t5").max_length == tiny("bart").max_length == tiny("marian").max_length == 12
     assert tiny("mistral", sliding_window=5).max_length == 5
     assert tiny("qwen2", sliding_window=5, use_sliding_window=False).max_length == 12
     assert tiny("vit").max_length is None
@@ -252,7 +279,19 @@ def test_roberta_takes_positions_after_the_padding_token(tmp_path):
     assert np.allclose(state, x, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["t5", "whisper"])
+def test_embeddings_of_marian(tmp_path):
+    """Words are scaled where the configuration says so, and positions are sines and cosines where there are none."""
+    folder = write_tiny_model(tmp_path / "tiny", "marian", scale_embedding=True)
+    weights = load_file(folder / "model.safetensors")
+    words, positions = weights["shared.weight"][[5, 6, 7]], weights.pop("encoder.embed_positions.weight")
+    assert np.allclose(sherl.load_backbone(folder).extract([[5, 6, 7]], [0]).taps[0], 4 * words + positions[:3], atol=1e-6)
+    write_tensors(folder / "model.safetensors", {f"model.{name}": array for name, array in weights.items()})
+    state = sherl.load_backbone(folder).extract([[5, 6, 7]], [0]).taps[0]
+    angles = np.arange(3)[:, None] * 10000.0 ** (-np.arange(8) / 8)
+    assert np.allclose(state - 4 * words, np.concatenate([np.sin(angles), np.cos(angles)], axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bart", "marian", "t5", "whisper"])
 def test_decoder_layers(tiny, tmp_path, kind):
     backbone = tiny(kind)
     assert len(backbone.decoder_layers) == (2 if kind == "t5" else 1)

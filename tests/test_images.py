@@ -5,7 +5,16 @@ import pickle
 
 import numpy as np
 import pytest
-from small import RESNET, bottleneck_weights, frozen_layer, image_network, image_problem, image_taps, same_bits
+from small import (
+    RESNET,
+    basic_block_weights,
+    bottleneck_weights,
+    frozen_layer,
+    image_network,
+    image_problem,
+    image_taps,
+    same_bits,
+)
 
 import sherl
 
@@ -172,6 +181,75 @@ def without(name):
 def test_bad_bottlenecks(weights, settings, error, message):
     with pytest.raises(error, match=message):
         sherl.Bottleneck.from_resnet(weights, **settings)
+
+
+@pytest.mark.parametrize(("stride", "outputs"), [(1, None), (1, 10), (2, 24), (2, 10)])
+def test_basic_block(stride, outputs, double_core):
+    """Against NumPy, and its gradient against finite differences."""
+    shortcut = stride > 1 or outputs is not None
+    weights = basic_block_weights(24, outputs, shortcut)
+    block = sherl.BasicBlock.from_resnet(weights, stride=stride)
+    assert (block.shortcut, block.out_features) == (shortcut, outputs or 24)
+    rng = np.random.default_rng(stride)
+    x = rng.standard_normal((2, 5, 4, 24))
+
+    def convolved(x, place, norm, stride):
+        kernel = weights[f"{place}.weight"].astype(np.float64)
+        edge = kernel.shape[2] // 2
+        padded = np.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=(1, 2))
+        z = np.einsum("nyxcij,fcij->nyxf", windows[:, ::stride, ::stride], kernel)
+        z = (z - weights[f"{norm}.running_mean"]) / np.sqrt(weights[f"{norm}.running_var"].astype(float) + 1e-5)
+        return z * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
+
+    def twin(x):
+        z = convolved(np.maximum(convolved(x, "conv1", "bn1", stride), 0), "conv2", "bn2", 1)
+        return np.maximum(z + (convolved(x, "downsample.0", "downsample.1", stride) if shortcut else x), 0)
+
+    cotangent = rng.standard_normal(twin(x).shape)
+    out, gradients = block.vjp(x, cotangent)
+    assert out.dtype == np.float64 and np.allclose(out, twin(x), rtol=1e-9, atol=1e-9)
+    assert np.array_equal(out, block(x))
+    for _ in range(3):
+        step = rng.standard_normal(x.shape)
+        slope = ((twin(x + 1e-7 * step) - twin(x - 1e-7 * step)) * cotangent).sum() / 2e-7
+        assert np.isclose(slope, (gradients["x"] * step).sum(), rtol=1e-5)
+
+
+def test_a_basic_block_takes_images_of_many_sizes_and_copies():
+    taps, sizes = ragged_taps()
+    block = sherl.BasicBlock.from_resnet(basic_block_weights(24, 10, shortcut=True), stride=2)
+    features = sherl.Features([taps[-1]], sizes=[sizes[-1]])
+    out = block(features)
+    for number in range(len(features)):
+        one = features[number]
+        image = one.taps[0].reshape(1, *one.sizes[0][0], -1)
+        assert np.allclose(block(image).reshape(-1, 10), out[number].taps[0], rtol=1e-5, atol=1e-6)
+    again = pickle.loads(pickle.dumps(block))
+    assert np.array_equal(again(features).taps[0], out.taps[0]) and again.fingerprint == block.fingerprint
+    assert block.fingerprint != sherl.BasicBlock.from_resnet(basic_block_weights(24, 10, True, 1), stride=2).fingerprint
+    assert copy.deepcopy(block) is block and not block.trainable and block.num_parameters() == 0
+    assert block.num_parameters(trainable_only=False) == 10 * 9 * 24 + 10 + 10 * 9 * 10 + 10 + 10 * 24 + 10
+    half = block.vjp(features, out)
+    assert np.array_equal(half[0].taps[0], out.taps[0])
+
+
+@pytest.mark.parametrize(
+    ("weights", "settings", "error", "message"),
+    [
+        (bottleneck_weights(), {}, ValueError, "those of a ResNet basic block: unexpected bn3.bias"),
+        ({**basic_block_weights(), "conv2.weight": np.ones((24, 12, 3, 3))}, {}, ValueError,
+         r"conv2.weight'\] must have shape \(24, 24, 3, 3\)"),
+        ({**basic_block_weights(), "conv1.weight": np.ones((24, 24))}, {}, ValueError, "must have shape .out, in"),
+        (basic_block_weights(), {"stride": 2}, ValueError, "stride must be 1 and out_features those of x"),
+        (basic_block_weights(24, 10), {}, ValueError, "out_features those of x"),
+    ],
+)  # fmt: skip
+def test_bad_basic_blocks(weights, settings, error, message):
+    with pytest.raises(error, match=message):
+        sherl.BasicBlock.from_resnet(weights, **settings)
+    with pytest.raises(ValueError, match="make one with BasicBlock.from_resnet"):
+        sherl.BasicBlock(24)(image_taps()[-1])
 
 
 def test_bad_calls_of_blocks():

@@ -339,6 +339,20 @@ WRONG = {
         lambda: layers(32, 4, rotary_theta=10.0, rotary_dimensions=10), ValueError, "at most the 8 channels of a head",
     ),
     "theta": (lambda: layers(32, 4, rotary_theta=0.5), ValueError, "rotary_theta must be 1.0 or more"),
+    "scaling of no turns": (
+        lambda: layers(32, 4, rotary_scaling={"factor": 2.0}), ValueError, "rotary_scaling goes with rotary_theta",
+    ),
+    "half a scaling": (
+        lambda: layers(32, 4, rotary_theta=10.0, rotary_scaling={"factor": 2.0, "low": 1.0}),
+        ValueError, "rotary_scaling must have the key factor alone, or factor, original, low, high, got factor, low",
+    ),
+    "scaling": (
+        lambda: layers(32, 4, rotary_theta=10.0, rotary_scaling=2.0), TypeError, "must be a dictionary or None, got float",
+    ),
+    "scaling upside down": (
+        lambda: layers(32, 4, rotary_theta=10.0, rotary_scaling={"factor": 2, "original": 8, "low": 4, "high": 1}),
+        ValueError, "high must be more than 4.0, got 1.0",
+    ),
     "placement": (lambda: layers(32, 4, placement="before"), ValueError, "placement must be one of 'post', 'pre'"),
     "norm": (lambda: layers(32, 4, norm="none"), ValueError, "norm must be one of 'layernorm', 'rmsnorm'"),
     "a flag": (lambda: layers(32, 4, causal=1), TypeError, "causal must be True or False, got 1"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from op_harness import SAMPLES, OpCase, assert_close, check_forward, check_gradients, ragged
 
 from sherl import _core, _core_double
+from sherl.blocks.rotary import speeds
 
 pytestmark = pytest.mark.core
 seeds = st.integers(0, 2**32 - 1)
@@ -379,12 +380,14 @@ def test_attention_refuses(options, message):
 # ---- Rotary positions ----
 
 
-def rotated(x, lengths, heads, dimensions, theta):
-    """Pairs of channels as complex numbers, times exp(i position theta^(-2 i / dimensions))."""
+def rotated(x, lengths, heads, dimensions, speeds):
+    """Pairs of channels as complex numbers, times exp(i position speed); a number is theta, and the speeds are plain."""
+    if np.ndim(speeds) == 0:
+        speeds = speeds ** (-2 * np.arange(dimensions // 2) / dimensions)
     half, outputs = dimensions // 2, []
     for rows in segments(x, lengths):
         by_head = rows.reshape(len(rows), heads, -1).copy()
-        turns = np.exp(1j * np.arange(len(rows))[:, None] * theta ** (-2 * np.arange(half) / dimensions))
+        turns = np.exp(1j * np.arange(len(rows))[:, None] * speeds)
         turned = (by_head[..., :half] + 1j * by_head[..., half:dimensions]) * turns[:, None]
         by_head[..., :half], by_head[..., half:dimensions] = turned.real, turned.imag
         outputs.append(by_head.reshape(rows.shape))
@@ -412,6 +415,46 @@ def test_rotary(seed, heads, pairs, rest, theta, read_twice):
 
     check_forward(build, rotated(x, lengths, heads, 2 * pairs, theta) + (x if read_twice else 0), **arguments)
     check_gradients(build, generator, **arguments)
+
+
+@pytest.mark.parametrize(
+    "scaling", [{"factor": 3.0}, {"factor": 3.0, "original": 40.0, "low": 0.5, "high": 2.0}]
+)
+def test_rotary_that_turns_more_slowly(scaling):
+    generator = np.random.default_rng(11)
+    x = generator.standard_normal((9, 2 * 12))
+    arguments = {"lengths": {"rows": [9]}, "inputs": {"x": ("rows", x)}, "output": ("rows", 24)}
+    plain = 100.0 ** (-np.arange(6) / 6)
+    turned = speeds(100.0, 12, scaling)
+    shares = (plain - turned) / (plain - plain / 3)  # of the slower speed in a pair's
+    turns = 40 * plain / (2 * np.pi)
+    if len(scaling) == 1:
+        assert np.allclose(turned, plain / 3)
+    else:
+        assert (turns > 2).any() and (turns < 0.5).any() and ((turns > 0.5) & (turns < 2)).any()
+        assert np.allclose(shares[turns > 2], 0) and np.allclose(shares[turns < 0.5], 1)
+        assert np.allclose(shares, np.interp(turns, [0.5, 2], [1, 0]))
+
+    def build(graph, values, parameters):
+        return graph.rotary(values["x"], 2, 12, 100.0, **scaling)
+
+    check_forward(build, rotated(x, [9], 2, 12, turned), **arguments)
+    check_gradients(build, generator, **arguments)
+
+
+@pytest.mark.parametrize(
+    "scaling, message",
+    [
+        ({"factor": 0.5}, "factor"),
+        ({"factor": 2.0, "original": -1.0}, "original"),
+        ({"factor": 2.0, "original": 8.0, "low": 2.0, "high": 2.0}, "low must be less than high, not 2 and 2"),
+    ],
+)
+def test_rotary_refuses_scaling(scaling, message):
+    graph = _core.Graph(_core.Parameters(), False)
+    x = graph.input("x", graph.space("rows"), 8)
+    with pytest.raises(ValueError, match=message):
+        graph.rotary(x, 2, 4, 10.0, **scaling)
 
 
 @pytest.mark.parametrize("pick, rows", [("first", [0, 3, 4]), ("last", [2, 3, 7])])

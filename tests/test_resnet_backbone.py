@@ -14,8 +14,11 @@ pytestmark = pytest.mark.core
 DEPTHS, WIDTHS, STEM = (2, 1, 1, 2), (3, 4, 5, 6), 8
 
 
-def resnet_weights(seed=0):
-    """Return the weights of a small ResNet by torchvision's names."""
+BASIC_CHANNELS = (STEM, 10, 12, 14)  # of the stages of a ResNet of basic blocks, whose first has no shortcut map
+
+
+def resnet_weights(seed=0, basic=False):
+    """Return the weights of a small ResNet of bottlenecks, or of basic blocks, by torchvision's names."""
     random = np.random.default_rng(seed)
     weights = {"fc.weight": np.zeros((2, 24), np.float32)}
 
@@ -30,6 +33,14 @@ def resnet_weights(seed=0):
     for stage, (depth, width) in enumerate(zip(DEPTHS, WIDTHS), 1):
         for block in range(depth):
             place = f"layer{stage}.{block}."
+            if basic:
+                outputs = BASIC_CHANNELS[stage - 1]
+                add(place + "conv1", place + "bn1", (outputs, features, 3, 3))
+                add(place + "conv2", place + "bn2", (outputs, outputs, 3, 3))
+                if outputs != features:
+                    add(place + "downsample.0", place + "downsample.1", (outputs, features, 1, 1))
+                features = outputs
+                continue
             add(place + "conv1", place + "bn1", (width, features, 1, 1))
             add(place + "conv2", place + "bn2", (width, width, 3, 3))
             add(place + "conv3", place + "bn3", (4 * width, width, 1, 1))
@@ -139,6 +150,93 @@ def test_names_of_hugging_face(backbone, tmp_path):
 def test_names_of_timm(backbone, tmp_path):
     other = write_resnet(tmp_path / "timm", resnet_weights(), {"architecture": "resnet50", "num_classes": 2})
     assert sherl.load_backbone(other).fingerprint == backbone.fingerprint
+    write_resnet(other, resnet_weights(), {"architecture": "wide_resnet50_2"})
+    assert sherl.load_backbone(other).fingerprint == backbone.fingerprint
+
+
+# ---- Basic blocks ----
+
+
+@pytest.fixture(scope="module")
+def basic(tmp_path_factory):
+    return sherl.load_backbone(write_resnet(tmp_path_factory.mktemp("basic") / "tiny", resnet_weights(basic=True)))
+
+
+def convolved(image, weights, convolution, norm, stride=1):
+    """Return a convolution and its norm at a 3x3 or 1x1 window of an image, in NumPy."""
+    kernel = weights[f"{convolution}.weight"].astype(np.float64)
+    side = kernel.shape[2]
+    padded = np.pad(image, ((side // 2, side // 2), (side // 2, side // 2), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(0, 1))[::stride, ::stride]
+    x = np.einsum("yxcij,fcij->yxf", windows, kernel)
+    x = (x - weights[f"{norm}.running_mean"]) / np.sqrt(weights[f"{norm}.running_var"] + 1e-5)
+    return x * weights[f"{norm}.weight"] + weights[f"{norm}.bias"]
+
+
+def test_a_resnet_of_basic_blocks(basic, images):
+    assert all(isinstance(layer, sherl.BasicBlock) for layer in basic.layers)
+    assert basic.channels == [8, 8, 8, 10, 12, 14, 14]
+    assert [layer.stride for layer in basic.layers] == [1, 1, 2, 2, 2, 1]
+    assert [layer.shortcut for layer in basic.layers] == [False, False, True, True, True, False]
+    weights = resnet_weights(basic=True)
+    features = basic.extract(images, "all+last", preprocessed=True)
+    for number, image in enumerate(images):
+        x = first_state(weights, image)
+        states = [x]
+        for layer, place in zip(basic.layers, ("1.0", "1.1", "2.0", "3.0", "4.0", "4.1")):
+            place = f"layer{place}."
+            z = np.maximum(convolved(x, weights, place + "conv1", place + "bn1", layer.stride), 0)
+            short = (convolved(x, weights, place + "downsample.0", place + "downsample.1", layer.stride)
+                     if layer.shortcut else x)
+            x = np.maximum(convolved(z, weights, place + "conv2", place + "bn2") + short, 0)
+            states.append(x)
+        for found, expected in zip(features[number].taps, states):
+            assert np.allclose(found, expected.reshape(found.shape), atol=1e-4)
+
+
+def test_names_of_hugging_face_for_basic_blocks(basic, tmp_path):
+    config = {"model_type": "resnet", "depths": DEPTHS, "layer_type": "basic"}
+    other = write_resnet(tmp_path / "other", hugging_face_names(resnet_weights(basic=True)), config)
+    assert sherl.load_backbone(other).fingerprint == basic.fingerprint
+
+
+def test_a_network_on_basic_blocks(basic, tmp_path):
+    images = np.random.default_rng(0).random((8, 32, 32, 3))
+    features = basic.extract(images, [2, 3, 4, 5], preprocessed=True)
+    net = sherl.SideNetwork(
+        sherl.MTSA.resnet(features.channels, hidden=4), [basic.layers[-1]], sherl.Classifier(14, 2, pool="mean")
+    )
+    history = net.fit(features, np.arange(8) % 2, epochs=20, batch_size=8, learning_rate=1e-2, progress=False)
+    assert history.epochs[-1]["loss"] < history.epochs[0]["loss"]
+    net.save_pretrained(tmp_path / "net")
+    again = sherl.SideNetwork.from_pretrained(tmp_path / "net", backbone=basic)
+    assert list(again.late) == [basic.layers[-1]]
+    assert np.array_equal(again.predict(features), net.predict(features))
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ({"conv1.0.weight": (4, 3, 3, 3)}, r"not those with a first part of three convolutions \(ResNet-C, ResNet-D\)"),
+        ({"layer2.0.downsample.2.weight": (16,)}, "not those with shortcuts that average pixels"),
+        ({"layer1.0.se.fc1.weight": (2, 12, 1, 1)}, "not those with squeeze-and-excitation"),
+        ({"layer1.0.conv2.weight": (4, 2, 3, 3), "layer1.0.conv1.weight": (4, 8, 1, 1)},
+         "not those of ResNeXt: layer1.0.conv2.weight has 2 groups"),
+    ],
+)  # fmt: skip
+def test_relatives(tmp_path, names, message):
+    weights = resnet_weights() | {name: np.zeros(shape, np.float32) for name, shape in names.items()}
+    with pytest.raises(ValueError, match=message):
+        sherl.load_backbone(write_resnet(tmp_path / "relative", weights))
+
+
+@pytest.mark.parametrize("name", ["resnetblur50", "seresnet50", "resnetv2_50", "vit_base_patch16_224"])
+def test_other_models_of_timm(tmp_path, name):
+    with pytest.raises(ValueError, match=f"of timm's models only ResNets can be run, .* got architecture '{name}'"):
+        sherl.load_backbone(write_resnet(tmp_path / "other", resnet_weights(), {"architecture": name}))
+
+
+# ---- What is wrong ----
 
 
 def test_a_network_on_a_resnet(backbone):
@@ -177,8 +275,8 @@ def test_wrong_tensors(tmp_path, name, shape, message):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"layer_type": "basic"}, "only ResNets of bottleneck blocks with ReLU"),
-        ({"hidden_act": "gelu"}, "only ResNets of bottleneck blocks with ReLU"),
+        ({"layer_type": "other"}, "only ResNets of bottlenecks or basic blocks with ReLU"),
+        ({"hidden_act": "gelu"}, "only ResNets of bottlenecks or basic blocks with ReLU"),
         ({"depths": [2, 2, 1, 2]}, "lacks the tensor resnet.encoder.stages.1.layers.1.layer.0.convolution.weight"),
         ({"depths": 4}, "depths must be a list of whole numbers, got 4"),
         ({"depths": [2, "one"]}, "depths must be a list of whole numbers"),
@@ -198,21 +296,25 @@ def test_wrong_configurations(tmp_path, config, message):
 class Export:
     """A ResNet's graph with its batch norms folded in, as exports have it."""
 
-    def __init__(self, stride_first, edges, padding=1, folded=True):
+    def __init__(self, stride_first, edges, padding=1, folded=True, basic=False):
         onnx = pytest.importorskip("onnx")
         self.helper, self.numpy_helper = onnx.helper, onnx.numpy_helper
         self.nodes, self.initializers = [], []
-        self.weights, self.padding, self.folded = resnet_weights(), padding, folded
+        self.weights, self.padding, self.folded = resnet_weights(basic=basic), padding, folded
         x = self.relu(self.convolution("pixels", "conv1", "bn1", 2, 3))
         x = self.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[edges[0]] * 2 + [edges[1]] * 2)
         for stage, depth in enumerate(DEPTHS, 1):
             for block in range(depth):
                 place, stride = f"layer{stage}.{block}.", 2 if block == 0 and stage > 1 else 1
                 first, second = (stride, 1) if stride_first else (1, stride)
-                z = self.relu(self.convolution(x, place + "conv1", place + "bn1", first))
-                z = self.relu(self.convolution(z, place + "conv2", place + "bn2", second, self.padding))
-                z = self.convolution(z, place + "conv3", place + "bn3")
-                if block == 0:
+                if basic:
+                    z = self.relu(self.convolution(x, place + "conv1", place + "bn1", stride, 1))
+                    z = self.convolution(z, place + "conv2", place + "bn2", 1, 1)
+                else:
+                    z = self.relu(self.convolution(x, place + "conv1", place + "bn1", first))
+                    z = self.relu(self.convolution(z, place + "conv2", place + "bn2", second, self.padding))
+                    z = self.convolution(z, place + "conv3", place + "bn3")
+                if place + "downsample.0.weight" in self.weights:
                     x = self.convolution(x, place + "downsample.0", place + "downsample.1", stride)
                 x = self.relu(self.node("Add", [z, x] if stage % 2 else [x, z]))
         x = self.node("GlobalAveragePool", [x])
@@ -247,6 +349,13 @@ class Export:
 def test_an_export_is_the_folder_s_model(backbone, images, tmp_path):
     other = sherl.load_backbone(Export(False, (1, 1)).save(tmp_path / "model.onnx"))
     found, expected = (one.extract(images, "all+last", preprocessed=True) for one in (other, backbone))
+    assert all(np.allclose(one, two, atol=1e-4) for one, two in zip(found.taps, expected.taps))
+
+
+def test_an_export_of_basic_blocks(basic, images, tmp_path):
+    other = sherl.load_backbone(Export(False, (1, 1), basic=True).save(tmp_path / "model.onnx"))
+    assert [type(layer) for layer in other.layers] == [sherl.BasicBlock] * 6
+    found, expected = (one.extract(images, "all+last", preprocessed=True) for one in (other, basic))
     assert all(np.allclose(one, two, atol=1e-4) for one, two in zip(found.taps, expected.taps))
 
 

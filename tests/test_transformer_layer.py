@@ -7,6 +7,7 @@ from test_ops_elementwise import ACTIVATIONS
 from test_ops_mixing import grouped_attention, rotated
 
 from sherl import _core, _core_double
+from sherl.blocks.rotary import speeds
 
 pytestmark = pytest.mark.core
 
@@ -17,7 +18,8 @@ DEFAULTS = {
     "key_heads": HEADS, "head_size": CHANNELS // HEADS, "activation": "gelu", "gated": False, "placement": "post",
     "norm": "layernorm", "eps": 1e-3, "query_bias": True, "output_bias": True, "feed_forward_bias": True,
     "norm_bias": True, "layer_scale": False, "causal": False, "scale": None, "rotary_theta": None,
-    "rotary_dimensions": None, "position_buckets": 0, "max_distance": 5, "bidirectional": True,
+    "rotary_dimensions": None, "rotary_factor": 0.0, "rotary_original": 0.0, "rotary_low": 0.0, "rotary_high": 0.0,
+    "position_buckets": 0, "max_distance": 5, "bidirectional": True,
 }  # fmt: skip
 OPTIONS = {
     "bert": {},
@@ -44,6 +46,11 @@ OPTIONS = {
         "placement": "pre", "norm": "rmsnorm", "rotary_theta": 100.0, "gated": True, "activation": "silu",
         "output_bias": False, "feed_forward_bias": False, "causal": True, "key_heads": 1, "head_size": 4,
         "rotary_dimensions": 2,
+    },
+    "llama 3": {
+        "placement": "pre", "norm": "rmsnorm", "rotary_theta": 100.0, "gated": True, "activation": "silu",
+        "causal": True, "head_size": 6, "rotary_factor": 3.0, "rotary_original": 40.0, "rotary_low": 0.5,
+        "rotary_high": 2.0,
     },
     "gemma": {
         "placement": "sandwich", "norm": "rmsnorm", "rotary_theta": 100.0, "gated": True, "activation": "gelu_tanh",
@@ -162,8 +169,10 @@ class Case:
         value = self.linear(f"{prefix}value", memory)
         if o["rotary_theta"] and not prefix:
             dimensions = o["rotary_dimensions"] or o["head_size"]
-            query = rotated(query, LENGTHS, HEADS, dimensions, o["rotary_theta"])
-            key = rotated(key, LENGTHS, o["key_heads"], dimensions, o["rotary_theta"])
+            scaling = {name: o[f"rotary_{name}"] for name in ("factor", "original", "low", "high")}
+            turns = speeds(o["rotary_theta"], dimensions, scaling if o["rotary_factor"] else None)
+            query = rotated(query, LENGTHS, HEADS, dimensions, turns)
+            key = rotated(key, LENGTHS, o["key_heads"], dimensions, turns)
         mixed = grouped_attention(
             query, key, value, LENGTHS, MEMORY_LENGTHS if prefix else LENGTHS, heads=HEADS, key_heads=o["key_heads"],
             scale=o["scale"] or o["head_size"] ** -0.5, causal=o["causal"] and not prefix,

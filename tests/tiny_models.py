@@ -20,6 +20,9 @@ CONFIGS = {
     "electra": {**_TEXT, "embedding_size": 10},
     "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "vocab_size": 20,
                    "max_position_embeddings": 12},
+    **dict.fromkeys(("bart", "marian"), {
+        "d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_layers": 1,
+        "decoder_attention_heads": 2, "decoder_ffn_dim": 20, "vocab_size": 20, "max_position_embeddings": 12}),
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 20, "n_positions": 12},
     **dict.fromkeys(("llama", "mistral", "qwen2"), {**_TEXT, "num_key_value_heads": 1, "rope_theta": 100.0}),
     "t5": _T5,

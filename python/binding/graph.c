@@ -355,10 +355,17 @@ static PyObject *graph_rotary(GraphObject *self, PyObject *args, PyObject *keywo
     sherl_value x;
     size_t heads, dimensions;
     double theta;
-    argument arguments[] = {handle_argument("x", &x), count_argument("heads", 1, &heads),
-                            count_argument("dimensions", 1, &dimensions), real_argument("theta", &theta)};
+    sherl_rotary_scaling scaling = {0};
+    argument arguments[] = {handle_argument("x", &x),
+                            count_argument("heads", 1, &heads),
+                            count_argument("dimensions", 1, &dimensions),
+                            real_argument("theta", &theta),
+                            optional(real_argument("factor", &scaling.factor)),
+                            optional(real_argument("original", &scaling.original)),
+                            optional(real_argument("low", &scaling.low)),
+                            optional(real_argument("high", &scaling.high))};
     if (!parse_arguments("rotary", args, keywords, arguments, LENGTH(arguments), 4)) return NULL;
-    return graph_result(self, sherl_rotary(self->graph, x, heads, dimensions, theta));
+    return graph_result(self, sherl_rotary(self->graph, x, heads, dimensions, theta, &scaling));
 }
 
 static PyObject *graph_attention(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -643,7 +650,7 @@ static PyMethodDef graph_methods[] = {
     METHOD("embedding", graph_embedding, "embedding($self, indices, table)\n--\n\ntable[indices]"),
     METHOD("table", graph_table, "table($self, table, space)\n--\n\nThe rows of a table for every sample."),
     METHOD("rotary", graph_rotary,
-           "rotary($self, x, heads, dimensions, theta)\n--\n\n"
+           "rotary($self, x, heads, dimensions, theta, *, factor=0.0, original=0.0, low=0.0, high=0.0)\n--\n\n"
            "Turn pairs of channels by angles that grow with the row's position."),
     METHOD("attention", graph_attention,
            "attention($self, query, key, value, heads, scale, causal=False, dropout=0.0, *, key_heads=None, "
@@ -704,11 +711,15 @@ static PyMethodDef graph_methods[] = {
            "bottleneck($self, prefix, x, weights, *, width, out_features, stride=1, "
            "stride_first=False, bfloat16=False)\n--\n\n"
            "A frozen bottleneck of a ResNet over images."),
+    METHOD("basic_block", graph_basic_block,
+           "basic_block($self, prefix, x, weights, *, out_features, stride=1, bfloat16=False)\n--\n\n"
+           "A frozen basic block of a ResNet over images."),
     METHOD("transformer_layer", graph_transformer_layer,
            "transformer_layer($self, prefix, x, weights, *, positions=None, memory=None, memory_positions=None, heads, "
            "intermediate, key_heads=None, head_size=None, activation='gelu', gated=False, placement='post', "
            "norm='layernorm', eps=1e-12, query_bias=True, output_bias=True, feed_forward_bias=True, norm_bias=True, "
            "layer_scale=False, causal=False, scale=None, rotary_theta=None, rotary_dimensions=None, "
+           "rotary_factor=0.0, rotary_original=0.0, rotary_low=0.0, rotary_high=0.0, "
            "position_buckets=0, max_distance=128, bidirectional=True, dropout=0.0, attention_dropout=0.0, "
            "bfloat16=False)\n--\n\n"
            "A transformer layer: frozen with the given weights, or trainable when they are None."),

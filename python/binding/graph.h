@@ -18,6 +18,7 @@ PyObject *graph_convolution(GraphObject *self, PyObject *args, PyObject *keyword
 PyObject *graph_window_pool(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_spatial_guidance(GraphObject *self, PyObject *args, PyObject *keywords);
 PyObject *graph_bottleneck(GraphObject *self, PyObject *args, PyObject *keywords);
+PyObject *graph_basic_block(GraphObject *self, PyObject *args, PyObject *keywords);
 
 extern const char *const base_names[]; /* by sherl_base */
 

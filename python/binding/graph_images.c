@@ -60,17 +60,19 @@ PyObject *graph_spatial_guidance(GraphObject *self, PyObject *args, PyObject *ke
         self, sherl_spatial_guidance(self->graph, x, guide, position, weight, bias, gate, &settings));
 }
 
-/* ---- The bottleneck ---------------------------------------------------------------------------------------------- */
+/* ---- Blocks of a ResNet ---------------------------------------------------------------------------------------- */
 
-typedef enum map_size { ONE_ROW, INPUTS, WIDTH, WINDOW, OUTPUTS } map_size;
+typedef enum map_size { ONE_ROW, INPUTS, WIDTH, WINDOW, OUTPUTS, WIDE_INPUTS, WIDE_OUTPUTS } map_size;
+enum { SHORTCUT_ARRAYS = 2 }; /* the last of a block, which may be left out together */
 
-/* Each weight of a block: its key, its place, its shape. Those from FIRST_OF_SHORTCUT on may be left out together. */
-enum { FIRST_OF_SHORTCUT = 6 };
-static const struct map_weight {
+/* A weight of a block: its key, its place, its shape. */
+typedef struct map_weight {
     const char *key;
     size_t place;
     map_size rows, columns;
-} map_weights[] = {
+} map_weight;
+
+static const map_weight bottleneck_weights[] = {
 #define WEIGHT(name, rows, columns) {#name, offsetof(sherl_bottleneck_weights, name), rows, columns}
     WEIGHT(reduce_weight, WIDTH, INPUTS),     WEIGHT(reduce_bias, ONE_ROW, WIDTH),
     WEIGHT(window_weight, WIDTH, WINDOW),     WEIGHT(window_bias, ONE_ROW, WIDTH),
@@ -78,6 +80,20 @@ static const struct map_weight {
     WEIGHT(shortcut_weight, OUTPUTS, INPUTS), WEIGHT(shortcut_bias, ONE_ROW, OUTPUTS),
 #undef WEIGHT
 };
+
+static const map_weight basic_block_weights[] = {
+#define WEIGHT(name, rows, columns) {#name, offsetof(sherl_basic_block_weights, name), rows, columns}
+    WEIGHT(first_weight, OUTPUTS, WIDE_INPUTS),   WEIGHT(first_bias, ONE_ROW, OUTPUTS),
+    WEIGHT(second_weight, OUTPUTS, WIDE_OUTPUTS), WEIGHT(second_bias, ONE_ROW, OUTPUTS),
+    WEIGHT(shortcut_weight, OUTPUTS, INPUTS),     WEIGHT(shortcut_bias, ONE_ROW, OUTPUTS),
+#undef WEIGHT
+};
+
+/* Numbers under a window of 3x3 pixels of so many channels; more than there can be where that overflows. */
+static size_t under_window(size_t channels) {
+    size_t window;
+    return __builtin_mul_overflow(channels, (size_t)9, &window) ? SIZE_MAX : window;
+}
 
 /* The data of an array of the block, held under the name that its parameter will have: "reduce_weight" is prefix +
  * "reduce.weight". False with an exception set. */
@@ -95,20 +111,20 @@ static bool parse_weight(GraphObject *self, const char *prefix, const char *key,
     return parameters_hold(self->parameters, name, array, *data);
 }
 
-static bool parse_weights(GraphObject *self, const char *prefix, PyObject *mapping, const size_t *sizes,
-                          sherl_bottleneck_weights *weights) {
+static bool parse_weights(GraphObject *self, const char *prefix, PyObject *mapping, const map_weight *table,
+                          size_t length, const size_t *sizes, void *weights) {
     if (!PyDict_Check(mapping)) {
         PyErr_Format(PyExc_TypeError, "weights must be a dictionary, not %.100s", Py_TYPE(mapping)->tp_name);
         return false;
     }
-    size_t count = PyDict_Size(mapping) == FIRST_OF_SHORTCUT ? FIRST_OF_SHORTCUT : LENGTH(map_weights);
-    if ((size_t)PyDict_Size(mapping) != count) {
-        PyErr_Format(PyExc_ValueError, "weights must have %d keys, or %d with a shortcut map, not %zd",
-                     FIRST_OF_SHORTCUT, (int)LENGTH(map_weights), PyDict_Size(mapping));
+    size_t given = (size_t)PyDict_Size(mapping), count = given == length - SHORTCUT_ARRAYS ? given : length;
+    if (given != count) {
+        PyErr_Format(PyExc_ValueError, "weights must have %zu keys, or %zu with a shortcut map, not %zu",
+                     length - SHORTCUT_ARRAYS, length, given);
         return false;
     }
     for (size_t i = 0; i < count; i++) {
-        const struct map_weight *weight = &map_weights[i];
+        const map_weight *weight = &table[i];
         PyObject *array = PyDict_GetItemString(mapping, weight->key);
         if (!array) {
             PyErr_Format(PyExc_ValueError, "weights must have the key \"%s\", which is missing", weight->key);
@@ -138,14 +154,39 @@ PyObject *graph_bottleneck(GraphObject *self, PyObject *args, PyObject *keywords
                             optional(flag_argument("stride_first", &settings.stride_first)),
                             optional(flag_argument("bfloat16", &settings.bfloat16))};
     if (!parse_arguments("bottleneck", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
-    size_t channels = sherl_graph_channels(self->graph, x), window; /* 0: no such value, which the core will say */
-    if (__builtin_mul_overflow(settings.width, (size_t)9, &window)) window = SIZE_MAX;
-    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [INPUTS] = channels, [WIDTH] = settings.width, [WINDOW] = window,
-                      [OUTPUTS] = settings.out_features};
+    size_t channels = sherl_graph_channels(self->graph, x); /* 0: no such value, which the core will say */
+    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [INPUTS] = channels, [WIDTH] = settings.width,
+                      [WINDOW] = under_window(settings.width), [OUTPUTS] = settings.out_features};
     sherl_bottleneck_weights weights = {0};
-    if (channels && !parse_weights(self, prefix, mapping, sizes, &weights)) return NULL;
+    if (channels && !parse_weights(self, prefix, mapping, bottleneck_weights, LENGTH(bottleneck_weights), sizes, &weights))
+        return NULL;
     core_lock(self->parameters->state);
     sherl_value value = sherl_bottleneck(self->graph, prefix, x, &weights, &settings);
+    core_unlock(self->parameters->state);
+    return graph_result(self, value);
+}
+
+PyObject *graph_basic_block(GraphObject *self, PyObject *args, PyObject *keywords) {
+    const char *prefix;
+    sherl_value x;
+    PyObject *mapping;
+    sherl_basic_block_settings settings = {.stride = 1};
+    argument arguments[] = {text_argument("prefix", &prefix),
+                            handle_argument("x", &x),
+                            object_argument("weights", &mapping),
+                            count_argument("out_features", 1, &settings.out_features),
+                            optional(count_argument("stride", 1, &settings.stride)),
+                            optional(flag_argument("bfloat16", &settings.bfloat16))};
+    if (!parse_arguments("basic_block", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
+    size_t channels = sherl_graph_channels(self->graph, x); /* as above */
+    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [INPUTS] = channels, [OUTPUTS] = settings.out_features,
+                      [WIDE_INPUTS] = under_window(channels), [WIDE_OUTPUTS] = under_window(settings.out_features)};
+    sherl_basic_block_weights weights = {0};
+    if (channels &&
+        !parse_weights(self, prefix, mapping, basic_block_weights, LENGTH(basic_block_weights), sizes, &weights))
+        return NULL;
+    core_lock(self->parameters->state);
+    sherl_value value = sherl_basic_block(self->graph, prefix, x, &weights, &settings);
     core_unlock(self->parameters->state);
     return graph_result(self, value);
 }

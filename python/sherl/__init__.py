@@ -4,6 +4,7 @@ from . import _core, losses, plots
 from .backbones import load_backbone
 from .blocks import (
     MTSA,
+    BasicBlock,
     Bottleneck,
     Classifier,
     Detector,
@@ -28,6 +29,7 @@ __version__ = _core.config()["version"]
 
 __all__ = [
     "MTSA",
+    "BasicBlock",
     "Bottleneck",
     "Callback",
     "Classifier",

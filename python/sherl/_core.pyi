@@ -77,7 +77,8 @@ class Graph:
     def multiply(self, a: int, b: int) -> int: ...
     def scale_channels(self, x: int, scale: int) -> int: ...
     def embedding(self, indices: int, table: int) -> int: ...
-    def rotary(self, x: int, heads: int, dimensions: int, theta: float) -> int: ...
+    def rotary(self, x: int, heads: int, dimensions: int, theta: float, *, factor: float = 0.0, original: float = 0.0,
+               low: float = 0.0, high: float = 0.0) -> int: ...
     # position_bias: of shape (position_buckets, heads), read where position_buckets is not 0
     def attention(self, query: int, key: int, value: int, heads: int, scale: float, causal: bool = False,
                   dropout: float = 0.0, *, key_heads: int | None = None, position_bias: int | None = None,
@@ -129,6 +130,10 @@ class Graph:
     # expand_weight, expand_bias, and with a shortcut map shortcut_weight, shortcut_bias
     def bottleneck(self, prefix: str, x: int, weights: dict[str, Array], *, width: int, out_features: int,
                    stride: int = 1, stride_first: bool = False, bfloat16: bool = False) -> int: ...
+    # weights likewise: first_weight (out_features, 9 * channels of x), first_bias, second_weight (out_features,
+    # 9 * out_features), second_bias, and with a shortcut map shortcut_weight, shortcut_bias
+    def basic_block(self, prefix: str, x: int, weights: dict[str, Array], *, out_features: int, stride: int = 1,
+                    bfloat16: bool = False) -> int: ...
     # weights: arrays by role name make a frozen layer; None makes a trainable one, whose parameters are named prefix +
     # "query.weight" … by the same roles with a dot before weight/bias. Roles, each with _weight and, where the settings
     # ask for it, _bias: query, key, value, output, attention_norm, up, down, feed_forward_norm; gated: gate; with a
@@ -145,7 +150,9 @@ class Graph:
                           query_bias: bool = True, output_bias: bool = True, feed_forward_bias: bool = True,
                           norm_bias: bool = True, layer_scale: bool = False, causal: bool = False,
                           scale: float | None = None, rotary_theta: float | None = None,
-                          rotary_dimensions: int | None = None, position_buckets: int = 0, max_distance: int = 128,
+                          rotary_dimensions: int | None = None, rotary_factor: float = 0.0,
+                          rotary_original: float = 0.0, rotary_low: float = 0.0, rotary_high: float = 0.0,
+                          position_buckets: int = 0, max_distance: int = 128,
                           bidirectional: bool = True, dropout: float = 0.0, attention_dropout: float = 0.0,
                           bfloat16: bool = False) -> int: ...
     # parameters: prefix + "weight", "bias", and with pooler "pooler.weight", "pooler.bias"

@@ -133,7 +133,7 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
     ----------
     hidden : int, optional
         Channels after the down maps; an eighth of those of the widest tap, and 8 at least, when None.
-    late : sequence of TransformerLayer or Bottleneck, or "features"
+    late : sequence of TransformerLayer, Bottleneck or BasicBlock, or "features"
         Late layers, such as ``backbone.layers[-1:]``; or those that came with the features, `Features.layers`. Clones
         of the estimator share them; those that are trained are copied by `fit`.
     pool : {"mean", "first", "last", "max", "position"}

@@ -215,10 +215,18 @@ sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_param
 /* The rows of a table for every sample of a row space: row r of a sample is table[r]. A run in which a sample has not as
  * many rows as the table ends with SHERL_SHAPE_MISMATCH. */
 sherl_value sherl_table(sherl_graph *graph, sherl_parameter table, sherl_space space);
+/* Slower rotary positions for longer texts. A pair that makes n = original * speed / (2 pi) turns over the `original`
+ * positions gets the speed s speed + (1 - s) speed / factor, where s = (n - low) / (high - low) within 0 and 1; where
+ * original is 0, s is 0 for every pair. */
+typedef struct sherl_rotary_scaling {
+    double factor; /* 0: speeds stay as they are */
+    double original, low, high;
+} sherl_rotary_scaling;
 /* Turns, in each of the `heads` heads of x, channel i and channel i + dimensions / 2 (i < dimensions / 2) as a pair by
- * the angle position * theta^(-2 i / dimensions), where position counts a segment's rows from 0; an even number of
- * `dimensions`, of which a head may have more. */
-sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta);
+ * the angle position * speed, speed = theta^(-2 i / dimensions) unless it is scaled, where position counts a segment's
+ * rows from 0; an even number of `dimensions`, of which a head may have more. */
+sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta,
+                         const sherl_rotary_scaling *scaling);
 
 /* Buckets of the distance of a key from a query, its position minus the query's: one for each distance below half of
  * the buckets, then ever wider ones, the last of which ends beyond max_distance. Bidirectional: half of the buckets are
@@ -387,6 +395,7 @@ typedef struct sherl_transformer_settings {
     double scale;     /* of the scores; 0: 1 / sqrt(head_size) */
     double rotary_theta;      /* 0: no rotary positions */
     size_t rotary_dimensions; /* 0: all of a head */
+    sherl_rotary_scaling rotary_scaling;
     sherl_position_buckets positions; /* of the self-attention */
     double dropout, attention_dropout;
     bool frozen;
@@ -423,6 +432,21 @@ typedef struct sherl_bottleneck_settings {
 /* A frozen bottleneck block (He et al., 2016) over a row space of images. */
 sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value x,
                              const sherl_bottleneck_weights *weights, const sherl_bottleneck_settings *settings);
+
+/* Weights of a basic block of a ResNet, likewise: 3x3, 3x3, and, unless NULL, the 1x1 shortcut. */
+typedef struct sherl_basic_block_weights {
+    const sherl_real *first_weight, *first_bias, *second_weight, *second_bias, *shortcut_weight, *shortcut_bias;
+} sherl_basic_block_weights;
+
+typedef struct sherl_basic_block_settings {
+    size_t out_features; /* channels of both 3x3 maps */
+    size_t stride;       /* of the first, and of the shortcut */
+    bool bfloat16;       /* a 1x1 map of stride 1 as sherl_bfloat16_linear */
+} sherl_basic_block_settings;
+
+/* A frozen basic block, that of ResNet-18 and ResNet-34, over a row space of images. */
+sherl_value sherl_basic_block(sherl_graph *graph, const char *prefix, sherl_value x,
+                              const sherl_basic_block_weights *weights, const sherl_basic_block_settings *settings);
 
 typedef struct sherl_head_settings {
     size_t outputs; /* classes, or regression targets */

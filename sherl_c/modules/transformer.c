@@ -100,7 +100,8 @@ static sherl_value turn(const layer *l, sherl_value x, size_t heads) {
     const sherl_transformer_settings *settings = l->settings;
     if (settings->rotary_theta == 0) return x;
     size_t dimensions = settings->rotary_dimensions == 0 ? head_size(l) : settings->rotary_dimensions;
-    return sherl_rotary(l->graph, x, heads, dimensions, settings->rotary_theta);
+    return sherl_rotary(l->graph, x, heads, dimensions, settings->rotary_theta,
+                        &settings->rotary_scaling);
 }
 
 static sherl_attention_settings attention_settings(const layer *l) {

@@ -82,7 +82,7 @@ struct sherl_op {
             bool causal;
             sherl_position_buckets positions;
         } attention;
-        struct { size_t heads, dimensions; double theta; } rotary;
+        struct { size_t heads, dimensions; double theta; sherl_rotary_scaling scaling; } rotary;
         struct { double eps; bool add_guide; } guidance;
         struct { double temperature; } gate;
         struct { double initial; } amplify;

@@ -15,11 +15,24 @@ static size_t longest_segment(const sherl_tile *tile, sherl_space space) {
     return longest;
 }
 
-/* Cosines and, times `sign`, sines of the angles position * theta^(-2 i / dimensions): (positions, 2, pairs) */
+/* theta^(-2 i / dimensions), or what scaling makes of it */
+static double speed_of_pair(const sherl_op *op, size_t i) {
+    const sherl_rotary_scaling *scaling = &op->settings.rotary.scaling;
+    const double speed = pow(op->settings.rotary.theta, -2.0 * (double)i / (double)op->settings.rotary.dimensions);
+    if (scaling->factor == 0) return speed;
+    double kept = 0;
+    if (scaling->original > 0) {
+        const double turns = scaling->original * speed / 6.283185307179586477;
+        kept = fmin(fmax((turns - scaling->low) / (scaling->high - scaling->low), 0), 1);
+    }
+    return kept * speed + (1 - kept) * speed / scaling->factor;
+}
+
+/* Cosines and, times `sign`, sines of the angles position * speed: (positions, 2, pairs) */
 static void tabulate(const sherl_op *op, size_t first_position, size_t positions, double sign, sherl_real *table) {
     const size_t half = pairs(op);
     for (size_t i = 0; i < half; i++) {
-        const double speed = pow(op->settings.rotary.theta, -2.0 * (double)i / (double)op->settings.rotary.dimensions);
+        const double speed = speed_of_pair(op, i);
         for (size_t position = 0; position < positions; position++) {
             const double angle = (double)(first_position + position) * speed;
             table[2 * position * half + i] = (sherl_real)cos(angle);
@@ -48,7 +61,7 @@ static void turn(const sherl_op *op, const sherl_tile *tile, const sherl_real *f
     }
 }
 
-/* With a, b a pair of row t and u = t theta^(-2 i / dimensions): (a, b) becomes (a cos u - b sin u, b cos u + a sin u) */
+/* With a, b a pair of row t and u = t speed: (a, b) becomes (a cos u - b sin u, b cos u + a sin u) */
 static sherl_status rotary_forward(const sherl_op *op, const sherl_tile *tile) {
     turn(op, tile, sherl_tile_read(tile, op->inputs[0]), sherl_tile_write(tile, op->output), 1, false);
     return SHERL_OK;

@@ -180,9 +180,23 @@ sherl_value sherl_table(sherl_graph *graph, sherl_parameter table, sherl_space s
                               false);
 }
 
-sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta) {
+static bool check_rotary_scaling(sherl_graph *graph, const sherl_rotary_scaling *scaling) {
+    if (scaling->factor == 0) return true;
+    if (!sherl_check_number(graph, "rotary", "factor", scaling->factor, 1, 1e6) ||
+        !sherl_check_number(graph, "rotary", "original", scaling->original, 0, 1e12) ||
+        !sherl_check_number(graph, "rotary", "low", scaling->low, 0, 1e6) ||
+        !sherl_check_number(graph, "rotary", "high", scaling->high, 0, 1e6))
+        return false;
+    if (scaling->original > 0 && scaling->low >= scaling->high)
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "rotary: low must be less than high, not %g and %g", scaling->low,
+                         scaling->high);
+    return graph->status == SHERL_OK;
+}
+
+sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t dimensions, double theta,
+                         const sherl_rotary_scaling *scaling) {
     if (!sherl_check_value(graph, "rotary", "x", x, false) ||
-        !sherl_check_number(graph, "rotary", "theta", theta, 1, 1e12))
+        !sherl_check_number(graph, "rotary", "theta", theta, 1, 1e12) || !check_rotary_scaling(graph, scaling))
         return SHERL_NONE;
     size_t channels = sherl_graph_value(graph, x)->channels;
     if (heads == 0 || channels % heads != 0)
@@ -193,7 +207,8 @@ sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t
                                 "rotary: dimensions must be even and 2 to the %zu of a head, not %zu", channels / heads,
                                 dimensions);
     sherl_op op = {.type = &sherl_rotary_type, .input_count = 1, .inputs = {x},
-                   .settings.rotary = {.heads = heads, .dimensions = dimensions, .theta = theta}};
+                   .settings.rotary = {.heads = heads, .dimensions = dimensions, .theta = theta,
+                                       .scaling = *scaling}};
     return append_like_input(graph, &op);
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from small import bottleneck_weights  # noqa: E402
+from small import basic_block_weights, bottleneck_weights  # noqa: E402
 
 import sherl  # noqa: E402
 
@@ -50,6 +50,11 @@ NETWORKS = {
         [layer(placement="pre", norm="rmsnorm", rotary_theta=100.0, key_heads=2, head_size=6, causal=True, gated=True,
                activation="silu", query_bias=False, output_bias=False, feed_forward_bias=False)],
         sherl.Classifier(WIDTH, 3, pool="position")),
+    "llama 3": lambda: (
+        sherl.MTSA(2, WIDTH, 5),
+        [layer(placement="pre", norm="rmsnorm", rotary_theta=100.0, head_size=8, causal=True,
+               rotary_scaling={"factor": 4.0, "original": 16, "low": 1.0, "high": 2.0})],
+        sherl.Classifier(WIDTH, 3, pool="last")),
     "vit": lambda: (sherl.MTSA(3, WIDTH, 5), [frozen(layer(placement="pre", layer_scale=True))],
                     sherl.Classifier(WIDTH, 4, pool="max", multi_label=True)),
     "vit, final norm": lambda: (
@@ -75,6 +80,11 @@ NETWORKS = {
     "resnet, stride first": lambda: (
         sherl.MTSA.resnet([6, 8, 12], 3, 5),
         [sherl.Bottleneck.from_resnet(bottleneck_weights(12, 6, 14, shortcut=True), stride=2, stride_first=True)],
+        sherl.Classifier(14, 3, pool="mean")),
+    "resnet of basic blocks": lambda: (
+        sherl.MTSA.resnet([6, 8, 12], 3, 5),
+        [sherl.BasicBlock.from_resnet(basic_block_weights(12)),
+         sherl.BasicBlock.from_resnet(basic_block_weights(12, 14, shortcut=True), stride=2)],
         sherl.Classifier(14, 3, pool="mean")),
     "resnet, gpo": lambda: resnet(sherl.Embedding(14, 4, pool="gpo")),
     "resnet, max": lambda: resnet(sherl.Embedding(14, 4, pool="max")),

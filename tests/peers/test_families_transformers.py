@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 
 import sherl
 
@@ -106,6 +107,11 @@ def as_features(sample):
     return {"input_features": torch.tensor(sample[None])}
 
 
+BART = {
+    "d_model": 48, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 6, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80, "decoder_ffn_dim": 64, "vocab_size": 50, "max_position_embeddings": 60, "pad_token_id": 1,
+    "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
 DINOV2 = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 6}
 WHISPER = {
     "d_model": 48, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 6, "decoder_attention_heads": 4,
@@ -127,9 +133,17 @@ PEERS = {
     "electra, no projection": Peer(model_of("Electra", **TEXT, embedding_size=48), "encoder.layer.2"),
     "t5 v1.0": Peer(model_of("T5", "Encoder", **T5), "encoder.block.2"),
     "t5 v1.1": Peer(model_of("T5", "Encoder", **T5, feed_forward_proj="gated-gelu"), "encoder.block.2"),
+    "marian": Peer(model_of("Marian", **BART, scale_embedding=True, activation_function="swish"), "layers.2",
+                   part="encoder"),
+    "bart": Peer(model_of("Bart", **BART), "layers.2", part="encoder"),
     "gpt2": Peer(model_of("GPT2", **GPT2), "h.2"),
     "llama": llama("Llama", rope_parameters={"rope_type": "default", "rope_theta": 5000.0}),
     "llama, head size": llama("Llama", head_dim=12, attention_bias=True, mlp_bias=True),
+    "llama, linear": llama("Llama", rope_parameters={"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}),
+    "llama, dynamic": llama("Llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 4.0}),
+    "llama 3": llama("Llama", rope_parameters={
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32}),
     "mistral": llama("Mistral", head_dim=8, sliding_window=None),
     "qwen2": llama("Qwen2"),
     "vit": image_model("ViT", "layers.2"),
@@ -155,6 +169,20 @@ def randomized(model):
             scale = parameter[0].numel() ** -0.5 if parameter.dim() > 1 and "embed" not in name else 0.3
             parameter.copy_(scale * torch.randn_like(parameter) + (1.0 if norm else 0.0))
     return model.eval().requires_grad_(False)
+
+
+def test_marian_without_positions(tmp_path):
+    """What is published has the fixed positions left out, and "model." before all names."""
+    config = transformers.MarianConfig(**BART)
+    model = randomized(transformers.MarianMTModel(config))
+    model.model.encoder.embed_positions.weight.copy_(model.model.encoder.embed_positions.create_weight())
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        assert not any("embed_positions" in name for name in file.keys())
+    ids = token_ids(config)[0]
+    expected = model.model.encoder(torch.tensor([ids])).last_hidden_state[0].numpy()
+    backbone = sherl.load_backbone(tmp_path)
+    assert distance(backbone.extract([ids], [3]).taps[0], expected) <= LIMIT
 
 
 def expected_of(peer, part, samples, cotangents):
@@ -190,9 +218,9 @@ def distance(found, expected):
 def table():
     rows = []
     yield rows
-    print("\n\nlargest distance over four samples\n" + f"{'family':24}{'states':>10}{'output':>10}{'gradient':>10}")
+    print("\n\nlargest distance over four samples\n" + f"{'family':34}{'states':>10}{'output':>10}{'gradient':>10}")
     for row in rows:
-        print(f"{row[0]:24}" + "".join(f"{value:10.1e}" for value in row[1:]))
+        print(f"{row[0]:34}" + "".join(f"{value:10.1e}" for value in row[1:]))
 
 
 @pytest.mark.parametrize("name", PEERS)
@@ -225,9 +253,9 @@ def test_family(name, tmp_path, table):
 # ---- Decoders ----
 
 
-@pytest.mark.parametrize("name", ["T5", "T5 gated", "Whisper"])
+@pytest.mark.parametrize("name", ["T5", "T5 gated", "Marian", "Bart", "Whisper"])
 def test_decoder_layers(name, tmp_path):
-    settings = WHISPER if name == "Whisper" else {**T5, "decoder_start_token_id": 0}
+    settings = {"Whisper": WHISPER, "Marian": BART, "Bart": BART}.get(name, {**T5, "decoder_start_token_id": 0})
     settings |= {"feed_forward_proj": "gated-gelu"} if name == "T5 gated" else {}
     model = randomized(model_of(name.split()[0], **settings)())
     model.save_pretrained(tmp_path)
@@ -237,7 +265,9 @@ def test_decoder_layers(name, tmp_path):
     output = model(**feed, decoder_input_ids=decoder_ids, output_hidden_states=True, use_cache=False)
     memory = output.encoder_last_hidden_state.numpy()
     x = output.decoder_hidden_states[0].numpy()
-    norm = model.decoder.layer_norm if name == "Whisper" else model.decoder.final_layer_norm
+    norms = {"Whisper": "layer_norm", "Marian": None, "Bart": None}  # after the last layer
+    norm = norms.get(name, "final_layer_norm")
+    norm = torch.nn.Identity() if norm is None else getattr(model.decoder, norm)
     for number, layer in enumerate(backbone.decoder_layers, 1):
         x = layer(x, memory=memory)
         last = number == len(backbone.decoder_layers)
@@ -248,11 +278,12 @@ def test_decoder_layers(name, tmp_path):
 # ---- ResNets ----
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_resnet(first, tmp_path, table):
+@pytest.mark.parametrize("kind", ["bottleneck", "bottleneck, stride first", "basic"])
+def test_resnet(kind, tmp_path, table):
     config = transformers.ResNetConfig(
-        embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 3, 2, 2], downsample_in_bottleneck=first
-    )
+        embedding_size=16, hidden_sizes=[32, 64, 96, 128], depths=[2, 3, 2, 2], layer_type=kind.partition(",")[0],
+        downsample_in_bottleneck="first" in kind,
+    )  # fmt: skip
     model = randomized(transformers.ResNetModel(config))
     for norm in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
         norm.running_mean.normal_(0, 0.3)
@@ -270,7 +301,7 @@ def test_resnet(first, tmp_path, table):
     y.sum().backward()
     out, gradients = backbone.layers[-1].vjp(channels_last(x), np.ones((2, 3, 3, 128), np.float32))
     worst = found, distance(out, channels_last(y)), distance(gradients["x"], channels_last(x.grad))
-    table.append((f"resnet{', stride first' if first else ''}", *worst))
+    table.append((f"resnet, {kind}", *worst))
     assert max(worst) <= LIMIT
 
 

@@ -228,3 +228,51 @@ def test_fused_and_renamed_weights_are_those_of_the_checkpoint():
         part, kind = name.rsplit(".", 1)
         weights[f"{names.get(part, part)}.{kind}"] = value
     assert sherl.TransformerLayer.from_vit(weights, HEADS).fingerprint == module.layer.fingerprint
+
+
+# ---- ReLU near zero ----
+
+
+def switched(double, x, cotangent, units):
+    """Return the gradient of x in float64 with some units of the feed-forward part, (row, unit), on instead of off.
+
+    Or off instead of on: the hook negates what the activation gets, by less than rounding, and passes gradients on.
+    """
+
+    def negate(module, inputs, output):
+        mask = torch.zeros_like(output)
+        for row, unit in units:
+            mask[0, row, unit] = 1
+        return output - 2 * (output * mask).detach()
+
+    hook = double.layer[-1].DenseReluDense.wi.register_forward_hook(negate)
+    given = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    first(double(given)).backward(torch.tensor(cotangent, dtype=torch.float64))
+    hook.remove()
+    return given.grad.numpy()
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_relu_differs_where_a_unit_is_within_rounding_of_zero(seed):
+    """The derivative of ReLU jumps at zero: of a quarter of a million units one or two may fall on the other side.
+
+    What then differs is that unit's part of the gradient, and nothing else.
+    """
+    config = transformers.T5Config(d_model=512, d_kv=64, num_heads=8, d_ff=2048, dropout_rate=0.0, **EAGER)
+    module = randomized(T5Block(config, has_relative_attention_bias=True, layer_idx=0), seed)
+    layer = sherl.T5Block.from_t5({name: value.copy() for name, value in weights_of(module).items()}, 8)
+    random, double, inner = np.random.default_rng(seed), module.double(), []
+    x, cotangent = (random.standard_normal((1, 128, 512), dtype=np.float32) for _ in range(2))
+    hook = double.layer[-1].DenseReluDense.wi.register_forward_hook(lambda *given: inner.append(given[-1][0]))
+    switched(double, x, cotangent, [])
+    hook.remove()
+    found = layer.vjp(x, cotangent)[1]["x"]
+    scale = inner[0].abs().mean()
+    near = torch.nonzero(inner[0].abs() < 1e-5 * scale).tolist()
+    assert len(near) < 20
+    sides = []
+    for unit in near:
+        other = switched(double, x, cotangent, [*sides, unit])
+        if distance(found, other) < distance(found, switched(double, x, cotangent, sides)):
+            sides.append(unit)
+    assert distance(found, switched(double, x, cotangent, sides)) < 1e-5

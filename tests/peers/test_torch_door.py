@@ -20,6 +20,7 @@ from small import (  # noqa: E402
     FEATURES,
     HEADS,
     bert_weights,
+    basic_block_weights,
     bottleneck_weights,
     frozen_layer,
     image_network,
@@ -230,6 +231,23 @@ class Torchvision(nn.Module):
     def forward(self, x):
         z = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
         return F.relu(self.bn3(self.conv3(z)) + (x if self.downsample is None else self.downsample(x)))
+
+
+class TorchvisionBasic(nn.Module):
+    """A basic block with the parts and names of torchvision's."""
+
+    def __init__(self, weights, stride=1):
+        super().__init__()
+        outputs, features = weights["conv1.weight"].shape[:2]
+        self.stride = stride
+        self.conv1, self.bn1 = nn.Conv2d(features, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential(nn.Conv2d(features, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}, strict=False)
+
+    def forward(self, x):
+        z = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(z + self.downsample(x))
 
 
 class ChannelsLast(nn.Module):
@@ -627,6 +645,11 @@ def test_layers_that_sherl_knows_run_in_its_core():
     assert isinstance(layer, sherl.Bottleneck) and layer.stride == 2
     with torch.no_grad():
         close(layer(pixels.permute(0, 2, 3, 1).numpy()), block.eval()(pixels).permute(0, 2, 3, 1))
+    basic = TorchvisionBasic(basic_block_weights(24, 14, shortcut=True), stride=2)
+    layer = late_of(basic, pixels)
+    assert isinstance(layer, sherl.BasicBlock) and layer.stride == 2
+    with torch.no_grad():
+        close(layer(pixels.permute(0, 2, 3, 1).numpy()), basic.eval()(pixels).permute(0, 2, 3, 1))
     block.forward = lambda x: F.gelu(x)  # the names of a bottleneck, and something else
     assert isinstance(late_of(block, pixels), sherl.torch.Late)
     assert isinstance(late_of(vit.bfloat16(), x.bfloat16()), sherl.torch.Late)

@@ -35,10 +35,10 @@ class Backbone:
     hidden_size : int
         Those of the last state; of all but ResNets those of every one.
     num_layers : int
-    layers : list of TransformerLayer, T5Block or Bottleneck
+    layers : list of TransformerLayer, T5Block, Bottleneck or BasicBlock
         The frozen layers; they share their weights with the backbone.
     decoder_layers : list of TransformerLayer or T5Block
-        Those of the decoder of T5 or Whisper; `extract` does not use them.
+        Those of the decoder of T5, BART, Marian or Whisper; `extract` does not use them.
     final_norm : LayerNorm, RMSNorm or None
         The frozen norm behind the last layer, where the model has one: a side network whose late layer is the last one
         may end its late route with it, ``late=[backbone.layers[-1], backbone.final_norm]``.
@@ -225,7 +225,7 @@ class Backbone:
 
     def _check_language(self):
         if self.language is None:
-            raise TypeError(f"the {self.family} backbone has no decoder of texts")
+            raise TypeError(f"the {self.family} backbone has no decoder of texts that can be run")
 
     def detokenize(self, ids):
         """Turn token ids into texts.

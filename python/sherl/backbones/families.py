@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from .. import _core
 from ..blocks import families as blocks
+from ..blocks.rotary import read_scaling
 from ..blocks.transformer import ACTIVATIONS, T5Block, TransformerLayer
 from ..checks import flag, real_number, whole_number
 
@@ -59,7 +63,8 @@ class Family:
         Whole numbers, by fact: their names in the configuration; a tuple (name, default) where it need not be there.
         Where the default is the name of another fact, that is meant.
     tensors : dict of str to tuple
-        What the stem is made of, by role: the tensor's name (or "one|another"), and its shape in facts and numbers.
+        What the stem is made of, by role: the tensor's name (or "one|another"), its shape in facts and numbers, and,
+        where a checkpoint may do without it, a function that makes it of that shape.
     layers : Layers
     prefixes : tuple of str
         What may come before all names, the first where nothing tells.
@@ -165,12 +170,32 @@ def _gpt2(facts, config):
     facts["intermediate"] = facts["intermediate"] or 4 * facts["features"]
 
 
+_LLAMA3 = {"low": "low_freq_factor", "high": "high_freq_factor"}
+
+
+def _rotary_scaling(rope, longest):
+    """Return how rotary positions are rescaled, as a layer takes it; None where they are plain."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", "dynamic"):  # which rescales only texts that are longer than the model takes
+        return None
+    if kind not in ("linear", "llama3"):
+        raise ValueError("rotary positions must be plain or rescaled by a rule that can be run, 'linear', 'dynamic' or "
+                         f"'llama3', got {kind!r}")
+    names = {"factor": "factor", **(_LLAMA3 if kind == "llama3" else {})}
+    missing = [name for name in names.values() if name not in rope]
+    if missing:
+        raise ValueError(f"rotary positions of type {kind!r} need {', '.join(missing)}")
+    numbers = {fact: real_number(rope[name], name) for fact, name in names.items()}
+    if kind == "llama3":
+        numbers["original"] = rope.get("original_max_position_embeddings", longest)
+    return read_scaling(numbers)
+
+
 def _llama(facts, config):
     rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind != "default" or rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1)) != 1:
-        raise ValueError(f"only plain rotary positions can be run, not rescaled or partial ones, got {kind!r}")
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1)) != 1:
+        raise ValueError("only rotary positions that turn all channels of a head can be run, not partial ones")
+    facts["rotary_scaling"] = _rotary_scaling(config.get("rope_scaling") or rope, facts["longest"])
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     facts["theta"] = real_number(theta, "rope_theta", least=1.0)
     window = config.get("sliding_window")
@@ -197,7 +222,7 @@ LLAMA = Family(
     Layers("layers.{}.", blocks.LLAMA,
            {**_CAUSAL, "norm": "rmsnorm", "gated": True, "query_bias": None, "output_bias": None,
             "feed_forward_bias": None},
-           {"rotary_theta": "theta", "key_heads": "key_heads", "head_size": "head_size"}),
+           {"rotary_theta": "theta", "rotary_scaling": "rotary_scaling", "key_heads": "key_heads", "head_size": "head_size"}),
     prefixes=("", "model."), activation=("hidden_act", "silu"), eps=("rms_norm_eps", 1e-6), norm="norm", derive=_llama,
 )  # fmt: skip
 
@@ -234,6 +259,51 @@ T5 = Family(
     norm="encoder.final_layer_norm", derive=_t5,
     decoder=Layers("decoder.block.{}.", blocks.T5_DECODER, {"decoder": True}, _T5_FACTS, T5Block,
                    {_T5_BIAS: f"decoder.block.0.{_T5_BIAS}"}, count="decoder_layers"),
+)  # fmt: skip
+
+# ---- BART and Marian ----
+
+
+def _sinusoids(shape):
+    """Return fixed positions (rows, channels): sines of ever slower angles, then their cosines   (Vaswani et al., 2017)"""
+    rows, channels = shape
+    angles = np.arange(rows)[:, None] / 10000 ** (2 * np.arange((channels + 1) // 2) / channels)
+    return np.concatenate([np.sin(angles), np.cos(angles[:, : channels // 2])], axis=1).astype(_core.REAL)
+
+
+def _marian(facts, config):
+    scaled = flag(config.get("scale_embedding", False), "scale_embedding")
+    facts["word_scale"] = facts["features"] ** 0.5 if scaled else 1.0
+
+
+def _bart(facts, config):
+    _marian(facts, config)
+    facts["first_position"] = 2  # of the table, whose first rows nothing uses
+    facts["positions"] += 2
+
+
+MARIAN = Family(
+    "Marian", "text",
+    {"features": "d_model", "layers": "encoder_layers", "heads": "encoder_attention_heads",
+     "intermediate": "encoder_ffn_dim", "decoder_layers": "decoder_layers", "decoder_heads": "decoder_attention_heads",
+     "decoder_intermediate": "decoder_ffn_dim", "vocabulary": "vocab_size",
+     "positions": ("max_position_embeddings", 1024)},
+    {"words": ("shared.weight|encoder.embed_tokens.weight", ("vocabulary", "features")),
+     "positions": ("encoder.embed_positions.weight", ("positions", "features"), _sinusoids)},
+    Layers("encoder.layers.{}.", blocks.BART_ENCODER), prefixes=("", "model."),
+    activation=("activation_function", "gelu"), eps=(None, 1e-5), derive=_marian,
+    needs=(("normalize_before", (False,), "only layers with their norms after the sums can be run"),
+           ("add_final_layer_norm", (False,), "a norm after the last layer cannot be run")),
+    decoder=Layers("decoder.layers.{}.", blocks.BART_DECODER, {"causal": True}, {"memory_features": "features"},
+                   count="decoder_layers", heads="decoder_heads", intermediate="decoder_intermediate"),
+)  # fmt: skip
+BART = replace(
+    MARIAN, title="BART", derive=_bart,
+    tensors={"words": MARIAN.tensors["words"],
+             "positions": ("encoder.embed_positions.weight", ("positions", "features")),
+             "norm_weight": ("encoder.layernorm_embedding.weight", ("features",)),
+             "norm_bias": ("encoder.layernorm_embedding.bias", ("features",))},
+    needs=(*MARIAN.needs, ("normalize_embedding", (True,), "only embeddings with a norm can be run")),
 )  # fmt: skip
 
 # ---- Encoders of images ----
@@ -355,7 +425,7 @@ FAMILIES = {
     "mpnet": MPNET, "electra": ELECTRA, "gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "t5": T5,
     "mt5": T5, "vit": VIT, "dinov2": DINOV2, "dinov2_with_registers": DINOV2_REGISTERS, "clip_text_model": CLIP_TEXT,
     "clip_vision_model": CLIP_IMAGE, "siglip_text_model": SIGLIP_TEXT, "siglip_vision_model": SIGLIP_IMAGE,
-    "whisper": WHISPER,
+    "whisper": WHISPER, "marian": MARIAN, "bart": BART,
 }
 TOWERS = {
     "clip": {"text": CLIP_TEXT, "image": CLIP_IMAGE},

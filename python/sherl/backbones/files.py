@@ -54,8 +54,10 @@ class Tensors:
         self._origin = str(Path(folder) / WEIGHTS)
 
     def choose_prefix(self, prefixes, name):
-        """Put before all names the first of some prefixes with which there is a tensor of this name."""
-        self._prefix = next((prefix for prefix in prefixes if prefix + name in self._places), prefixes[0])
+        """Put before all names the first of some prefixes with which there is a tensor of a name, "one|another"."""
+        names = name.split("|")
+        self._prefix = next((prefix for prefix in prefixes if any(prefix + each in self._places for each in names)),
+                            prefixes[0])
 
     def __contains__(self, name):
         return self._prefix + name in self._places

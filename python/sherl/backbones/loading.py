@@ -1,5 +1,6 @@
 """What a backbone is made of, read from a folder or from an ONNX file."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .text import TextStem
 
 _STEMS = {"text": TextStem, "image": ImageStem, "audio": AudioStem}
 _RESNET = "ResNet"
+_RESNETS = re.compile(r"(wide_)?(resnet|resnext)\d+[a-z0-9_]*")  # timm's names; the tensors tell what can be run
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ def read_parts(path, tower):
     config = read_config(folder)
     if config.get("model_type") == "resnet":
         return _read_resnet(folder, HUGGING_FACE, config, tower)
-    if "model_type" not in config and str(config.get("architecture")).startswith("resnet"):
+    if "model_type" not in config and "architecture" in config:
+        if not _RESNETS.fullmatch(str(config["architecture"])):
+            raise ValueError(f"{folder / CONFIG}: of timm's models only ResNets can be run, such as 'resnet18' and "
+                             f"'wide_resnet50_2', got architecture {config['architecture']!r}")
         return _read_resnet(folder, TORCH, {}, tower)
     family, facts = read_family(config, folder / CONFIG, tower)
     tensors = Tensors(folder)
@@ -105,7 +110,7 @@ def _read_onnx(path, folder, tower):
 def _of_family(family, facts, tensors, folder):
     stem = _STEMS[family.stem](folder, facts, read_stem(family, facts, tensors))
     decoder = read_decoder(family, facts, tensors)
-    language = LanguageDecoder(facts, stem.arrays, tensors) if decoder and family.stem == "text" else None
+    language = LanguageDecoder(facts, stem.arrays, tensors) if decoder and "scaled" in facts else None
     return Parts(
         family.title, family.stem, stem, read_layers(family.layers, facts, tensors), decoder,
         read_norm(family, facts, tensors), facts["eps"], language, read_projection(family, facts, tensors),

@@ -66,12 +66,13 @@ def _named(family, fact):
 def read_stem(family, facts, tensors):
     """Return the arrays of the stem by role."""
     arrays = {}
-    for role, (names, shape) in family.tensors.items():
+    for role, (names, shape, *made) in family.tensors.items():
         if role.startswith("project") and facts["embedding"] == facts["features"]:
             continue
         choices = names.split("|")
         name = next((name for name in choices if name in tensors), choices[0])
-        arrays[role] = tensors.read(name, tuple(facts.get(size, size) for size in shape))
+        shape = tuple(facts.get(size, size) for size in shape)
+        arrays[role] = made[0](shape) if made and name not in tensors else tensors.read(name, shape)
     return arrays
 
 

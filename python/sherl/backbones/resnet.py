@@ -1,11 +1,11 @@
-"""ResNets of bottleneck blocks: weights by the names of torchvision, timm and Hugging Face, or of an ONNX graph."""
+"""ResNets of either block: weights by the names of torchvision, timm and Hugging Face, or of an ONNX graph."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from .. import _core
-from ..blocks.bottleneck import Bottleneck, folded
+from ..blocks.residual import BasicBlock, Bottleneck, folded
 from ..blocks.weights import read_weight
 from ..checks import flag
 from .image import read_preprocessed
@@ -50,6 +50,15 @@ HUGGING_FACE = Naming(
     dict(zip(_PLACES, [f"layer.{number}.{kind}" for number in range(3) for kind in ("convolution", "normalization")]
              + ["shortcut.convolution", "shortcut.normalization"])),
 )  # fmt: skip
+
+# Relatives have tensors of these names too, and others that change what is computed: by the name of one, what to say.
+_RELATIVES = {
+    "conv1.0.weight": "a first part of three convolutions (ResNet-C, ResNet-D)",
+    "layer1.0.downsample.2.weight": "shortcuts that average pixels (ResNet-D)",
+    "layer2.0.downsample.2.weight": "shortcuts that average pixels (ResNet-D)",
+    "layer1.0.se.fc1.weight": "squeeze-and-excitation",
+    "layer1.0.se.conv.weight": "channel attention",
+}
 
 
 class ResNetStem:
@@ -162,20 +171,46 @@ def read_resnet(folder, tensors, naming, config):
     config : dict
         Of Hugging Face; empty with names of torchvision, where the tensors tell the sizes.
     """
-    if config.get("layer_type", "bottleneck") != "bottleneck" or config.get("hidden_act", "relu") != "relu":
-        raise ValueError("only ResNets of bottleneck blocks with ReLU can be run")
+    layer_type = config.get("layer_type")
+    if layer_type not in (None, "bottleneck", "basic") or config.get("hidden_act", "relu") != "relu":
+        raise ValueError("only ResNets of bottlenecks or basic blocks with ReLU can be run")
     tensors.choose_prefix(naming.prefixes, naming.stem[0] + ".weight")
+    _refuse_relatives(tensors)
     stem = _read_stem(folder, tensors, naming)
     first_stride = 2 if flag(config.get("downsample_in_first_stage", False), "downsample_in_first_stage") else 1
     stride_first = flag(config.get("downsample_in_bottleneck", False), "downsample_in_bottleneck")
+    basic = _are_basic(layer_type, config, naming, tensors)
+    if not basic:
+        _refuse_groups(tensors, _place(naming, 0, 0) + naming.places["conv2"] + ".weight")
     blocks, features = [], stem.out_features
     for stage, depth in enumerate(_depths(config, naming, tensors)):
         for number in range(depth):
             stride = (first_stride if stage == 0 else 2) if number == 0 else 1
-            weights = _read_block(tensors, naming, _place(naming, stage, number), features)
-            blocks.append(Bottleneck.from_resnet(weights, stride, EPS, stride_first))
+            weights = _read_block(tensors, naming, _place(naming, stage, number), features, basic)
+            blocks.append(_block_of(weights, stride, stride_first))
             features = blocks[-1].out_features
     return stem, blocks
+
+
+def _are_basic(layer_type, config, naming, tensors):
+    """Tell whether the blocks are basic ones: as the configuration says, else as they have no third convolution."""
+    if config:
+        return layer_type == "basic"
+    return _place(naming, 0, 0) + naming.places["conv3"] + ".weight" not in tensors and (
+        tensors.shape(_place(naming, 0, 0) + naming.places["conv1"] + ".weight", 4)[2:] == (3, 3)
+    )
+
+
+def _block_of(weights, stride, stride_first):
+    if "conv3.weight" in weights:
+        return Bottleneck.from_resnet(weights, stride, EPS, stride_first)
+    return BasicBlock.from_resnet(weights, stride, EPS)
+
+
+def _refuse_relatives(tensors):
+    for name, what in _RELATIVES.items():
+        if name in tensors:
+            raise ValueError(f"only plain ResNets can be run, and not those with {what}, which has the tensor {name}")
 
 
 def _depths(config, naming, tensors):
@@ -205,12 +240,16 @@ def _read_stem(folder, tensors, naming):
                       channels=channels)
 
 
-def _read_block(tensors, naming, place, features):
+def _read_block(tensors, naming, place, features, basic):
     """Return a block's tensors by torchvision's names."""
     named = {ours: place + theirs for ours, theirs in naming.places.items()}
     width = tensors.shape(named["conv1"] + ".weight", 4)[0]
-    outputs = tensors.shape(named["conv3"] + ".weight", 4)[0]
-    shapes = {"conv1": (width, features, 1, 1), "conv2": (width, width, 3, 3), "conv3": (outputs, width, 1, 1)}
+    if basic:
+        outputs = width
+        shapes = {"conv1": (width, features, 3, 3), "conv2": (width, width, 3, 3)}
+    else:
+        outputs = tensors.shape(named["conv3"] + ".weight", 4)[0]
+        shapes = {"conv1": (width, features, 1, 1), "conv2": (width, width, 3, 3), "conv3": (outputs, width, 1, 1)}
     norms = {"conv1": "bn1", "conv2": "bn2", "conv3": "bn3"}
     if named["downsample.0"] + ".weight" in tensors:
         shapes["downsample.0"], norms["downsample.0"] = (outputs, features, 1, 1), "downsample.1"
@@ -220,6 +259,13 @@ def _read_block(tensors, naming, place, features):
         norm = norms[convolution]
         weights |= {f"{norm}.{leaf}": tensors.read(f"{named[norm]}.{leaf}", shape[:1]) for leaf in _NORM}
     return weights
+
+
+def _refuse_groups(tensors, name):
+    outputs, inputs = tensors.shape(name, 4)[:2]
+    if inputs < outputs and outputs % inputs == 0:
+        raise ValueError("only ResNets without groups of channels can be run, and not those of ResNeXt: "
+                         f"{name} has {outputs // inputs} groups")
 
 
 # ---- ONNX graphs ----
@@ -241,7 +287,7 @@ def read_onnx_resnet(graph, folder):
         weights, stride, stride_first, begin = _read_onnx_block(graph, node)
         if begin != source:
             raise ValueError(f"{graph.path}: the block that ends with {node.name} does not read the one before it")
-        blocks.append(Bottleneck.from_resnet(weights, stride, EPS, stride_first))
+        blocks.append(_block_of(weights, stride, stride_first))
         source = _only_reader(graph, node.output[0], "Relu").output[0]
     return stem, blocks
 
@@ -264,8 +310,9 @@ def _read_onnx_block(graph, node):
     makers = [graph.maker(name) for name in node.input]
     chains = [_chain(graph, maker) for maker in makers]
     long = max(range(2), key=lambda number: len(chains[number]))
-    if len(chains[long]) != 3:
-        raise ValueError(f"{graph.path}: the block that ends with {node.name} is no bottleneck of three convolutions")
+    if len(chains[long]) not in (2, 3):
+        raise ValueError(f"{graph.path}: the block that ends with {node.name} is neither a bottleneck of three "
+                         "convolutions nor a basic block of two")
     short, weights, strides = chains[1 - long], {}, []
     for place, convolution in [*zip(("conv1", "conv2", "conv3"), reversed(chains[long])),
                                *zip(("downsample.0",), short)]:
@@ -277,9 +324,11 @@ def _read_onnx_block(graph, node):
     begin = chains[long][-1].input[0]
     if (short[0].input[0] if short else node.input[1 - long]) != begin:
         raise ValueError(f"{graph.path}: the shortcut to {node.name} does not begin where its block does")
-    stride, stride_first = strides[0] * strides[1], strides[0] > 1
-    if strides[2] != 1 or min(strides[:2]) > 1 or (short and strides[3] != stride):
-        raise ValueError(f"{graph.path}: the strides before {node.name} are not those of a bottleneck")
+    own, beside = strides[: len(chains[long])], strides[len(chains[long]) :]
+    stride, stride_first = own[0] * own[1], own[0] > 1
+    strided = own[1:] if len(own) == 2 else [own[2], min(own[:2])]  # of a basic block the first map alone has a stride
+    if max(strided) > 1 or beside not in ([], [stride]):
+        raise ValueError(f"{graph.path}: the strides before {node.name} are not those of a ResNet's block")
     return weights, stride, stride_first, begin
 
 

@@ -21,6 +21,8 @@ class TextStem:
 
     def __init__(self, folder, facts, arrays):
         self.facts, self.arrays = facts, arrays
+        if facts.get("word_scale", 1.0) != 1.0:
+            arrays["words"] = arrays["words"] * arrays["words"].dtype.type(facts["word_scale"])
         self._tokenizer = Tokenizer(folder)
         self._first = facts.get("first_position", 0)
         self.max_length = facts["positions"] - self._first if "positions" in arrays else facts["longest"]

@@ -151,11 +151,11 @@ class FromCheckpoints:
 
     @classmethod
     def from_llama(cls, weights, heads, theta=10000.0, activation="silu", eps=1e-6, trainable=False, *, dropout=0.0,
-                   attention_dropout=0.0):
+                   attention_dropout=0.0, rotary_scaling=None):
         """Make a layer of the weights of a Llama, Mistral or Qwen2 checkpoint.
 
-        The heads of keys and values, and which maps have biases, are those of the weights. Positions are rotary, without
-        the rescaling of newer Llama models, and no sliding window narrows what a token sees.
+        The heads of keys and values, and which maps have biases, are those of the weights. Positions are rotary, and
+        no sliding window narrows what a token sees.
 
         Parameters
         ----------
@@ -163,6 +163,8 @@ class FromCheckpoints:
             By names relative to the layer, such as ``"self_attn.q_proj.weight"``, ``"input_layernorm.weight"``.
         theta : float
             Base of the rotary positions' frequencies, ``rope_theta`` of the configuration.
+        rotary_scaling : dict of str to float, optional
+            As for `TransformerLayer`; of Llama 3.1 ``{"factor": 8.0, "original": 8192, "low": 1.0, "high": 4.0}``.
         heads, activation, eps, trainable, dropout, attention_dropout
             As for `from_bert`; eps of the RMS norms.
 
@@ -178,7 +180,7 @@ class FromCheckpoints:
         return cls._of_family(
             families.LLAMA, weights, heads, trainable, placement="pre", norm="rmsnorm", gated=True, activation=activation,
             eps=eps, causal=True, key_heads=True, query_bias=None, output_bias=None, feed_forward_bias=None,
-            rotary_theta=theta, dropout=dropout, attention_dropout=attention_dropout,
+            rotary_theta=theta, rotary_scaling=rotary_scaling, dropout=dropout, attention_dropout=attention_dropout,
         )
 
     @classmethod

@@ -148,9 +148,11 @@ def _detr(decoder):
 
 T5_ENCODER, T5_DECODER = _t5(False), _t5(True)
 DETR_ENCODER, DETR_DECODER = _detr(False), _detr(True)
-# Layers of speech models have the names that DETR's have, but other settings.
+# Layers of speech and translation models have the names that DETR's have, but other settings.
 WHISPER_ENCODER = Family("Whisper encoder", DETR_ENCODER.namings[:1])
 WHISPER_DECODER = Family("Whisper decoder", DETR_DECODER.namings[:1])
+BART_ENCODER = Family("BART encoder", DETR_ENCODER.namings[:1])
+BART_DECODER = Family("BART decoder", DETR_DECODER.namings[:1])
 
 
 # ---- Reading ----

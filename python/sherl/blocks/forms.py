@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import _core
 from ..features.features import Features, check_channels, from_images
-from ..features.rows import Batch, pixels_of, read_reals, readable
+from ..features.rows import Batch, read_reals, readable
 from .block import Rows, read_sample_rows
 
 

@@ -8,6 +8,7 @@ from .block import Block, Rows
 from .checkpoints import FromCheckpoints
 from .families import BIAS_ROLES, LETTERS, LayerWeights, layer_roles, own_name
 from .memory_rows import MEMORY_INPUTS, RowsWithMemory
+from .rotary import core_scaling, read_scaling
 
 __all__ = ["T5Block", "TransformerLayer"]
 
@@ -67,6 +68,10 @@ class TransformerLayer(FromCheckpoints, Block):
         Base of the frequencies of rotary positions; None for none.
     rotary_dimensions : int, optional
         Channels of a head that turn, the first ones; all when None.
+    rotary_scaling : dict of str to float, optional
+        Slower turns for longer texts. ``"factor"`` divides the frequencies; with ``"original"``, ``"low"`` and
+        ``"high"`` those of pairs of channels that make fewer than `low` turns over the `original` positions. Pairs of
+        more than `high` turns keep theirs, and in between is the mean of both, weighted by where the turns lie.
     position_buckets : int
         Buckets of relative positions, each with a bias for each head; 0 for none. Positions count the rows that are
         meant, without those that a mask leaves out.
@@ -85,15 +90,15 @@ class TransformerLayer(FromCheckpoints, Block):
     _SETTINGS = (
         "features", "heads", "intermediate", "activation", "eps", "dropout", "attention_dropout", "key_heads",
         "head_size", "gated", "placement", "norm", "query_bias", "output_bias", "feed_forward_bias", "norm_bias",
-        "layer_scale", "causal", "scale", "rotary_theta", "rotary_dimensions", "position_buckets", "max_distance",
-        "bidirectional", "positions", "memory_features", "memory_positions",
+        "layer_scale", "causal", "scale", "rotary_theta", "rotary_dimensions", "rotary_scaling", "position_buckets",
+        "max_distance", "bidirectional", "positions", "memory_features", "memory_positions",
     )  # fmt: skip
 
     def __init__(self, features, heads, *, intermediate=None, activation="gelu", eps=1e-12, dropout=0.0,
                  attention_dropout=0.0, seed=0, key_heads=None, head_size=None, gated=False, placement="post",
                  norm="layernorm", query_bias=True, output_bias=True, feed_forward_bias=True, norm_bias=True,
                  layer_scale=False, causal=False, scale=None, rotary_theta=None, rotary_dimensions=None,
-                 position_buckets=0, max_distance=128, bidirectional=True, positions=False, memory_features=None,
+                 rotary_scaling=None, position_buckets=0, max_distance=128, bidirectional=True, positions=False, memory_features=None,
                  memory_positions=False):
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
@@ -106,7 +111,7 @@ class TransformerLayer(FromCheckpoints, Block):
         self.placement = one_of(placement, "placement", ("post", "pre", "sandwich"))
         self.norm = one_of(norm, "norm", ("layernorm", "rmsnorm"))
         self.scale = None if scale is None else real_number(scale, "scale", above=0.0)
-        self._set_rotary(rotary_theta, rotary_dimensions)
+        self._set_rotary(rotary_theta, rotary_dimensions, rotary_scaling)
         self.gated = flag(gated, "gated")
         self.query_bias, self.output_bias = flag(query_bias, "query_bias"), flag(output_bias, "output_bias")
         self.feed_forward_bias = flag(feed_forward_bias, "feed_forward_bias")
@@ -132,7 +137,7 @@ class TransformerLayer(FromCheckpoints, Block):
         if self.heads % (self.key_heads or self.heads):
             raise ValueError(f"key_heads must divide the {self.heads} heads, got {self.key_heads}")
 
-    def _set_rotary(self, theta, dimensions):
+    def _set_rotary(self, theta, dimensions, scaling):
         self.rotary_theta = None if theta is None else real_number(theta, "rotary_theta", least=1.0)
         self.rotary_dimensions = _whole_or_none(dimensions, "rotary_dimensions")
         turned = self.rotary_dimensions or self._head_channels
@@ -140,6 +145,9 @@ class TransformerLayer(FromCheckpoints, Block):
             raise ValueError(
                 f"rotary_dimensions must be even, and at most the {self._head_channels} channels of a head, got {turned}"
             )
+        if scaling is not None and theta is None:
+            raise ValueError("rotary_scaling goes with rotary_theta")
+        self.rotary_scaling = None if scaling is None else read_scaling(scaling)
 
     def _set_buckets(self, buckets, max_distance):
         sides = 2 if self.bidirectional else 1
@@ -373,6 +381,7 @@ class TransformerLayer(FromCheckpoints, Block):
         names = [name for name, _ in self._inputs()][1:]
         left_out = ("features", "positions", "memory_features", "memory_positions")
         settings = {name: getattr(self, name) for name in TransformerLayer._SETTINGS if name not in left_out}
+        settings |= core_scaling(settings.pop("rotary_scaling"))
         return graph.transformer_layer(prefix, x, self._frozen, **dict(zip(names, others)), **settings,
                                        bfloat16=bfloat16)
 

@@ -10,7 +10,6 @@ from .manifest import (
     LAYERS,
     Manifest,
     check_sizes,
-    field_file,
     map_array,
     read_manifest,
     scales_file,

@@ -18,7 +18,6 @@ from .manifest import (
     LAYERS,
     MANIFEST,
     PROGRESS,
-    Manifest,
     checksum_of,
     encoded,
     field_file,

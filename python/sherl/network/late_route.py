@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..blocks.norm import LayerNorm, RMSNorm
 from ..blocks.queries import Positions, Queries
+from ..blocks.residual import ResidualBlock
 from ..blocks.transformer import TransformerLayer
 from ..features.features import check_channels
 
-LATE = (TransformerLayer, Bottleneck, LayerNorm, RMSNorm, Positions, Queries, ForeignLayer)
+LATE = (TransformerLayer, ResidualBlock, LayerNorm, RMSNorm, Positions, Queries, ForeignLayer)
 
 # What gives the inputs that a layer may read beside x.
 _GIVERS = {"positions": "Positions, or Queries with positions,", "memory": "Queries",
@@ -44,8 +44,8 @@ def _check_kind(name, block, early, known):
     """Raise where a block cannot stand here."""
     if not isinstance(block, LATE):
         raise TypeError(f"{name} must be a TransformerLayer or a Bottleneck, got {type(block).__name__}")
-    if isinstance(block, Bottleneck) and (not early.images or "memory" in known):
-        raise ValueError(f"{name} is a Bottleneck, which takes images: early must have pool=")
+    if isinstance(block, ResidualBlock) and (not early.images or "memory" in known):
+        raise ValueError(f"{name} is a {type(block).__name__}, which takes images: early must have pool=")
     if isinstance(block, Queries) and "memory" in known:
         raise ValueError(f"{name} must not be Queries once more: late has one decoder")
     if isinstance(block, Positions) and known:

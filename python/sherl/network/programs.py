@@ -3,9 +3,9 @@
 from contextlib import contextmanager
 
 from .. import _core
-from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..blocks.queries import Stream
+from ..blocks.residual import ResidualBlock
 from ..training.chain import Chain
 from .late_route import given_positions
 
@@ -101,7 +101,7 @@ class Programs:
         return Chain(
             first, self.foreign, second, taps=self._early.taps,
             names={name for name in self.store.names() if name.startswith(prefixes)},
-            lasting=[layer for layer in ahead if isinstance(layer, Bottleneck)], row_outputs=not self._head._pooled,
+            lasting=[layer for layer in ahead if isinstance(layer, ResidualBlock)], row_outputs=not self._head._pooled,
             row_labels=self._head._loss_each_row, sample_inputs=int(self._head._takes_positions),
         )
 

@@ -8,6 +8,7 @@ import numpy as np
 from .. import _core
 from ..blocks import (
     MTSA,
+    BasicBlock,
     Bottleneck,
     Classifier,
     Detector,
@@ -35,7 +36,8 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOREIGN = "Late"  # type of layers that are computed outside the core; their weights stay outside, too
 
 _EARLY = {"MTSA": MTSA}
-_LATE = {kind.__name__: kind for kind in (TransformerLayer, T5Block, Bottleneck, LayerNorm, RMSNorm, Positions, Queries)}
+_LATE = {kind.__name__: kind for kind in (TransformerLayer, T5Block, Bottleneck, BasicBlock, LayerNorm, RMSNorm, Positions,
+                                          Queries)}
 _HEADS = {kind.__name__: kind for kind in (Classifier, Detector, Embedding, Regressor, SpanPredictor, TokenClassifier)}
 
 

@@ -33,7 +33,7 @@ class SideNetwork(Inference, Network):
     ----------
     early : MTSA
         Its last tap is what the first late layer would have received in the backbone.
-    late : sequence of TransformerLayer, Bottleneck, LayerNorm, RMSNorm, Positions, Queries or sherl.torch.Late
+    late : sequence of TransformerLayer, Bottleneck, BasicBlock, LayerNorm, RMSNorm, Positions, Queries or sherl.torch.Late
         Any number of layers. Those of PyTorch stand side by side. Layers behind `Positions` may read positions; those
         behind `Queries` are a decoder, whose memory are the rows before.
     head : Classifier, Regressor, TokenClassifier, SpanPredictor, Embedding or Detector

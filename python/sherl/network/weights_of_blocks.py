@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from ..blocks.bottleneck import Bottleneck
 from ..blocks.families import own_name
 from ..blocks.frozen import MaybeFrozen
+from ..blocks.residual import ResidualBlock
+from ..blocks.rotary import speeds
 from ..blocks.transformer import TransformerLayer
 from ..blocks.weights import read_state, trainable_names
 
@@ -20,26 +21,22 @@ def described(block):
         settings.update(head_size=size, key_heads=block.key_heads or block.heads,
                         scale=block.scale or 1 / math.sqrt(size),
                         rotary_dimensions=block.rotary_dimensions or size)
+        if block.rotary_theta is not None:
+            turned = speeds(block.rotary_theta, settings["rotary_dimensions"], block.rotary_scaling)
+            settings["rotary_speeds"] = turned.tolist()
     return settings
 
 
 def weights_of_block(block):
     """Return copies of a block's weights by name, frozen ones included, and the names of those that are trained.
 
-    Maps of a Bottleneck are convolutions, (out, in, height, width).
+    Maps of a ResNet's block are convolutions, (out, in, height, width).
     """
-    if isinstance(block, Bottleneck):
-        return {own_name(role): _convolution(role, array) for role, array in block._weights().items()}, set()
+    if isinstance(block, ResidualBlock):
+        return {own_name(role): array for role, array in block._convolutions().items()}, set()
     if isinstance(block, MaybeFrozen) and block._is_frozen:
         return {name: np.array(array) for name, array in block._frozen.items()}, set()
     if isinstance(block, TransformerLayer) and not block.trainable:
         return {own_name(role): np.array(array) for role, array in block._frozen.items()}, set()
     store, prefix = block._home()
     return read_state(store, prefix), set(trainable_names(store, prefix))
-
-
-def _convolution(role, array):
-    if not role.endswith("_weight"):
-        return np.array(array)
-    side = 3 if role == "window_weight" else 1
-    return np.ascontiguousarray(array.reshape(len(array), side, side, -1).transpose(0, 3, 1, 2))

@@ -137,7 +137,7 @@ def _attend(w, settings, n, mask):
 def _turn(writer, settings, x, place):
     """Rotary positions: x (batch, heads, tokens, channels of a head)."""
     half, size = settings["rotary_dimensions"] // 2, settings["head_size"]
-    speed = settings["rotary_theta"] ** (-np.arange(half) / half)
+    speed = np.array(settings["rotary_speeds"])
     angle = writer.node("Mul", writer.unsqueeze(writer.cast(place, "float64"), -1), writer.constant(speed, np.float64))
     turns = writer.unsqueeze(angle, 1)
     cosine, sine = (writer.cast(writer.node(kind, turns), "float32") for kind in ("Cos", "Sin"))
@@ -182,6 +182,16 @@ def bottleneck(w, settings, x, mask):
     z = writer.relu(w.convolution("window", z, stride=1 if first else stride, padding=1))
     short = w.convolution("shortcut", x, stride=stride) if settings["shortcut"] else x
     return writer.transpose(writer.relu(writer.add(w.convolution("expand", z), short)), 0, 2, 3, 1)
+
+
+def basic_block(w, settings, x, mask):
+    """A basic block of a ResNet, its batch norms folded in, channels last."""
+    writer, stride = w.writer, settings["stride"]
+    x = writer.transpose(x, 0, 3, 1, 2)
+    z = writer.relu(w.convolution("first", x, stride=stride, padding=1))
+    short = w.convolution("shortcut", x, stride=stride) if settings["shortcut"] else x
+    z = writer.add(w.convolution("second", z, padding=1), short)
+    return writer.transpose(writer.relu(z), 0, 2, 3, 1)
 
 
 def pooled_head(w, settings, x, dimensions, mask, positions):

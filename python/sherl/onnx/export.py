@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..blocks.bottleneck import Bottleneck
+from ..blocks.residual import BasicBlock, Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..blocks.norm import LayerNorm, RMSNorm
 from ..blocks.queries import Positions, Queries
@@ -16,7 +16,8 @@ from .writer import IR_VERSION, OPSET, Weights, Writer
 
 __all__ = ["to_onnx"]
 
-_KINDS = {Bottleneck: blocks.bottleneck, LayerNorm: blocks.norm, RMSNorm: blocks.norm}  # the others are transformer layers
+# The others are transformer layers.
+_KINDS = {Bottleneck: blocks.bottleneck, BasicBlock: blocks.basic_block, LayerNorm: blocks.norm, RMSNorm: blocks.norm}
 
 
 def to_onnx(network, path, mask=True):

@@ -4,17 +4,18 @@ import copy
 
 import torch
 
-from ..blocks.bottleneck import Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..blocks.norm import LayerNorm, RMSNorm
 from ..blocks.queries import Positions, Queries
+from ..blocks.residual import BasicBlock, Bottleneck
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
 from . import plain
 
 __all__ = ["to_torch"]
 
-_KINDS = {Bottleneck: plain.Bottleneck, LayerNorm: plain.Norm, RMSNorm: plain.Norm}  # the others are transformer layers
+# The others are transformer layers.
+_KINDS = {Bottleneck: plain.Bottleneck, BasicBlock: plain.BasicBlock, LayerNorm: plain.Norm, RMSNorm: plain.Norm}
 
 
 def to_torch(network):

@@ -39,7 +39,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
         last tap may be (batch, channels): the output of a tower.
     late : sequence of str
         Names of the submodules that are to be late layers. What sherl knows (layers of BERT, ViT and their kin in
-        transformers, bottlenecks of ResNets) becomes a layer of its own that shares the weights; else it is a `Late`.
+        transformers, blocks of ResNets) becomes a layer of its own that shares the weights; else it is a `Late`.
     mask : str or callable
         Which entry of a batch that is a dictionary tells the tokens that are meant, (batch, tokens) of 1 and 0; or a
         function ``mask(batch) -> tensor or None``. Tokens where it is 0 are left out of the features, and so is the
@@ -57,7 +57,7 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
     -------
     Features
         In the order of the batches. Their source is the module's fingerprint and the names of the taps.
-    list of TransformerLayer, Bottleneck or Late
+    list of TransformerLayer, Bottleneck, BasicBlock or Late
         Only where `late` names some; in their order.
 
     Raises

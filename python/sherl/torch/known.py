@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..blocks.bottleneck import Bottleneck
+from ..blocks.residual import BasicBlock, Bottleneck, ResidualBlock
 from ..blocks.transformer import TransformerLayer
 from .tensors import first_tensor, to_array, weights_of
 
@@ -13,14 +13,14 @@ _TOLERANCE = 1e-4
 def own_layer(module):
     """Return sherl's own frozen layer of a module's weights, or None where there is none that gives the same.
 
-    Known are layers of BERT, ViT and their kin in transformers, and bottlenecks of ResNets. The layer shares the weights
+    Known are layers of BERT, ViT and their kin in transformers, and blocks of ResNets. The layer shares the weights
     of a module on the CPU; it is compared with the module on random rows.
     """
     weights = {name: tensor for name, tensor in weights_of(module).items() if not name.endswith("num_batches_tracked")}
     if not weights or any(tensor.dtype != torch.float32 for tensor in weights.values()):
         return None
     arrays = {name: to_array(tensor) for name, tensor in weights.items()}
-    make = _bottleneck if "conv1.weight" in weights else _transformer
+    make = _residual_block if "conv1.weight" in weights else _transformer
     try:
         layer = make(module, arrays)
     except (AttributeError, TypeError, ValueError):  # it has other parts, or other weights
@@ -40,15 +40,15 @@ def _transformer(module, arrays):
     return make(arrays, heads[0], activation=configurations[0].hidden_act, eps=norms[0].eps)
 
 
-def _bottleneck(module, arrays):
-    stride = module.stride
-    return Bottleneck.from_resnet(arrays, stride=stride[0] if isinstance(stride, (tuple, list)) else stride,
-                                  eps=module.bn1.eps)
+def _residual_block(module, arrays):
+    kind, stride = Bottleneck if "conv3.weight" in arrays else BasicBlock, module.stride
+    return kind.from_resnet(arrays, stride=stride[0] if isinstance(stride, (tuple, list)) else stride,
+                            eps=module.bn1.eps)
 
 
 def _same(layer, module):
     """Compare a layer with the module it stands for, which must be in evaluation mode."""
-    images = isinstance(layer, Bottleneck)
+    images = isinstance(layer, ResidualBlock)
     shape = (2, 6, 4, layer.features) if images else (2, 7, layer.features)
     x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     device = next(module.parameters()).device

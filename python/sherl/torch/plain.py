@@ -195,8 +195,8 @@ class Layer(Part):
 
     def turn(self, x, place):
         """Rotary positions: x (batch, heads, tokens, channels of a head)."""
-        half = self.settings["rotary_dimensions"] // 2
-        speed = self.settings["rotary_theta"] ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+        speed = torch.tensor(self.settings["rotary_speeds"], dtype=torch.float64, device=x.device)
+        half = len(speed)
         angle = (place.unsqueeze(-1) * speed).unsqueeze(1)
         cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -226,7 +226,14 @@ class Norm(Part):
         return norm("", x, self.settings["eps"])
 
 
-class Bottleneck(Part):
+class Convolutions(Part):
+    """A part that has convolutions, on images with the channels first."""
+
+    def convolve(self, place, x, **window):
+        return F.conv2d(x, self.tensor(f"{place}.weight"), self.tensor(f"{place}.bias"), **window)
+
+
+class Bottleneck(Convolutions):
     """A bottleneck block of a ResNet, its batch norms folded in, on images with the channels last."""
 
     def forward(self, x, mask=None):
@@ -237,8 +244,16 @@ class Bottleneck(Part):
         short = self.convolve("shortcut", x, stride=stride) if self.settings["shortcut"] else x
         return F.relu(self.convolve("expand", z) + short).permute(0, 2, 3, 1)
 
-    def convolve(self, place, x, **window):
-        return F.conv2d(x, self.tensor(f"{place}.weight"), self.tensor(f"{place}.bias"), **window)
+
+class BasicBlock(Convolutions):
+    """A basic block of a ResNet, likewise."""
+
+    def forward(self, x, mask=None):
+        stride = self.settings["stride"]
+        x = x.permute(0, 3, 1, 2)
+        z = F.relu(self.convolve("first", x, stride=stride, padding=1))
+        short = self.convolve("shortcut", x, stride=stride) if self.settings["shortcut"] else x
+        return F.relu(self.convolve("second", z, padding=1) + short).permute(0, 2, 3, 1)
 
 
 class Foreign(nn.Module):

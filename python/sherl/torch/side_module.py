@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from .. import _core
 from ..blocks.block import Block
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
@@ -27,7 +26,7 @@ class SideModule(torch.nn.Module):
 
     Parameters
     ----------
-    block : SideNetwork, MTSA, TransformerLayer, Bottleneck, or a head
+    block : SideNetwork, MTSA, TransformerLayer, Bottleneck, BasicBlock, or a head
 
     Attributes
     ----------

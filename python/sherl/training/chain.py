@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from .. import _core
-from ..features.rows import Segments, offsets_of, pixels_of
+from ..features.rows import Segments, pixels_of
 
 BLOCK_ROWS = 2048  # of the foreign layers' input that are computed at a time, unless one sample has more
 BLOCKS = 2**24  # more than a batch is cut into: numbers of draws between one step and the next
@@ -24,7 +24,7 @@ class Chain:
     foreign : list of ForeignLayer
     taps : int
         Inputs of the first program.
-    lasting : list of Bottleneck
+    lasting : list of Bottleneck or BasicBlock
         Layers of the first program that may change the size of images.
     row_outputs, row_labels : bool
         Whether the second program has an output, and labels, for every row, and not one a sample.
