@@ -22,6 +22,8 @@ class Architecture:
     peers : dict of str to sides.Peer
     vanishing : tuple of str
         Patterns of parameters whose gradient is zero but for rounding.
+    checked : dict
+        Settings of the problem that take the place of its own where loss and gradients are held against the peers'.
     """
 
     title: str
@@ -29,14 +31,21 @@ class Architecture:
     build: type
     peers: dict
     vanishing: tuple = ()
+    checked: dict = dataclasses.field(default_factory=dict)
 
     def resized(self, **sizes):
         """The same network with other sizes."""
         return dataclasses.replace(self, problem=dataclasses.replace(self.problem, **sizes))
 
+    @property
+    def check_problem(self):
+        """The problem on which sides must agree."""
+        return dataclasses.replace(self.problem, **self.checked)
+
     def measured(self, repeats, memory_steps=3):
         """Outcome of the comparison, and bytes that the first steps take by side."""
-        outcome = compare(self.problem, self.peers, repeats, build=self.build, vanishing=self.vanishing)
+        outcome = compare(self.problem, self.peers, repeats, build=self.build, vanishing=self.vanishing,
+                          checked=self.check_problem)
         return outcome, memories(self.problem, self.build, self.peers, outcome.timings, memory_steps)
 
 
@@ -47,7 +56,7 @@ def command(architecture, module, arguments=None):
                                      description=f"A training step of a side network, {architecture.title}, and the "
                                                  "memory that it takes: sherl against PyTorch.")
     for field in dataclasses.fields(problem):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=step.at_least(0 if field.name == "seed" else 1),
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=step.at_least(min(1, field.default)),
                             default=getattr(problem, field.name), metavar="N",
                             help=f"default {getattr(problem, field.name)}")
     parser.add_argument("--repeats", type=step.at_least(2), default=9, metavar="N", help="timed steps, default 9")

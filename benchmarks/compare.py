@@ -79,7 +79,7 @@ def require_agreement(name, peer, found):
             f"(limit {peer.gradient_tolerance:.0e}), {worst} {worst_error:.1e} (limit {peer.worst_tolerance:.0e})")
 
 
-def compare(problem, peers, repeats, rate=False, build=Sherl, vanishing=()):
+def compare(problem, peers, repeats, rate=False, build=Sherl, vanishing=(), checked=None):
     """Compare sherl with peers on one problem.
 
     Parameters
@@ -94,6 +94,8 @@ def compare(problem, peers, repeats, rate=False, build=Sherl, vanishing=()):
         sherl's side.
     vanishing : tuple of str
         As for `agreement`.
+    checked : Problem or other dataclass of sizes, optional
+        On which loss and gradients must agree, where it is not the one that is timed.
 
     Returns
     -------
@@ -107,12 +109,13 @@ def compare(problem, peers, repeats, rate=False, build=Sherl, vanishing=()):
     """
     with contextlib.ExitStack() as stack:
         sides = {SHERL: stack.enter_context(measure.Side(build, problem))}
-        reference = sides[SHERL].call("loss_and_gradients")
+        apart = None if checked is None or checked == problem else checked
+        reference = gradients_of(sides[SHERL], apart, build)
         agreements, unmeasured = {}, {}
         for name, peer in peers.items():
             try:
                 side = stack.enter_context(measure.Side(peer.build, problem, *peer.arguments))
-                gradients = side.call("loss_and_gradients")
+                gradients = gradients_of(side, apart, peer.build, peer.arguments)
             except measure.SideError as error:
                 unmeasured[name] = str(error).strip().splitlines()[-1]
                 continue
@@ -128,6 +131,14 @@ def compare(problem, peers, repeats, rate=False, build=Sherl, vanishing=()):
         shares = [step / mine * theirs / operations
                   for mine, theirs in zip(timings[SHERL].rounds, timings.pop("products").rounds)]
         return Outcome(timings, agreements, unmeasured, statistics.median(shares))
+
+
+def gradients_of(side, apart, build, arguments=()):
+    """Loss and gradients of a side, or, where the problem for them is one apart, of a side that is made for it."""
+    if apart is None:
+        return side.call("loss_and_gradients")
+    with measure.Side(build, apart, *arguments) as other:
+        return other.call("loss_and_gradients")
 
 
 def memory(build, problem, arguments=(), steps=3):

@@ -17,7 +17,7 @@ STRIDE = 32  # pixels of the picture to one of the last stage
 class ResNetProblem:
     """Sizes of one training step; the defaults are those of ResNet-50.
 
-    ``features`` are the channels of the last stage; each one before has half the channels, and twice the height and width.
+    ``features`` are the channels of the last stage; each one before has half the channels, twice the height and width.
     """
 
     batch: int = 32
@@ -44,7 +44,7 @@ class ResNetProblem:
         side = self.pixels // STRIDE
         grids = ", ".join(f"{window * side}x{window * side}x{width}" for window, width in zip(self.pool, self.widths))
         return (f"{self.batch} pictures of {self.pixels} pixels a side, taps of {grids}, {self.hidden} hidden channels, "
-                f"{self.blocks} frozen bottleneck{'s' * (self.blocks > 1)}, {self.classes} classes, statistics of the batch")
+                f"{self.blocks} frozen bottleneck{'s' * (self.blocks > 1)}, {self.classes} classes, batch statistics")
 
     def inputs(self):
         """Taps as float32 (batch, height, width, channels), none below 0 as behind a relu, and int64 labels."""

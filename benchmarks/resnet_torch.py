@@ -1,4 +1,4 @@
-"""The SHERL path for a ResNet written in PyTorch: the adapter of images, frozen bottlenecks, mean pooling, a classifier.
+"""The SHERL path for a ResNet written in PyTorch: the adapter of images, frozen bottlenecks, a mean, a classifier.
 
 Written as `peer_torch` is, on images (batch, channels, height, width) in any memory format, with sherl's names.
 """
@@ -33,8 +33,10 @@ class MTSA(nn.Module):
         self.gate = nn.Parameter(torch.zeros(1))
 
     def forward(self, taps):
-        reduced = [down(tap if window == 1 else F.max_pool2d(tap, window) + F.avg_pool2d(tap, window))
-                   for tap, window, down in zip(taps, self.pool, self.down)]
+        # Of a window of one pixel, maximum and mean are that pixel.
+        pooled = [2 * tap if window == 1 else F.max_pool2d(tap, window) + F.avg_pool2d(tap, window)
+                  for tap, window in zip(taps, self.pool)]
+        reduced = [down(tap) for down, tap in zip(self.down, pooled)]
         *shallow, guide = [x.permute(0, 2, 3, 1) for x in reduced]
         fused = self.guide(torch.stack(shallow, dim=-2), guide).permute(0, 3, 1, 2)
         return F.relu(self.up(fused)) + torch.tanh(self.gate / GATE_TEMPERATURE) * taps[-1]

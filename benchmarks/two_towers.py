@@ -35,15 +35,15 @@ class TwoTowerProblem:
 
     @property
     def towers(self):
-        """Name, tokens, channels and taps of each tower, the rows that its head reads, and whether its norms come first."""
+        """Of each tower name, tokens, channels, taps, the rows that its head reads, and whether its norms come first."""
         return (("a", self.image_tokens, self.image_features, self.image_taps, "first", True),
                 ("b", self.text_tokens, self.text_features, self.text_taps, "mean", False))
 
     @property
     def described(self):
         return (f"{self.batch} pairs: {self.image_tokens} tokens of an image, {self.image_taps} taps of "
-                f"{self.image_features} channels, class token; {self.text_tokens} tokens of a text, {self.text_taps} taps "
-                f"of {self.text_features} channels, mean; hidden channels an {self.narrowing}th of these, one frozen "
+                f"{self.image_features} channels, class token; {self.text_tokens} tokens of a text, {self.text_taps} "
+                f"taps of {self.text_features} channels, mean; hidden channels an {self.narrowing}th, one frozen "
                 f"layer each, embeddings of {self.channels} channels, contrastive loss over all pairs")
 
     def inputs(self):

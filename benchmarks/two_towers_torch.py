@@ -1,4 +1,4 @@
-"""Two side networks with embeddings, and the contrastive loss over their pairs, written in PyTorch as `peer_torch` is."""
+"""Two side networks with embeddings, and the contrastive loss over pairs, written in PyTorch as `peer_torch` is."""
 
 import torch
 from torch.nn import functional as F

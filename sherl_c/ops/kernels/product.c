@@ -5,9 +5,8 @@
 
 #ifdef __AVX2__ /* elsewhere the products of the BLAS library serve */
 
-/* With AVX-512 panels are read where they lie, as far as rows allow. Half the registers, of half the width, read each panel
- * so often that a copy pays from few rows on, and leave gradients of weights to the BLAS library, which copies both factors.
- */
+/* With AVX-512 panels are read where they lie. Half the registers, of half the width, read each so often that a copy pays
+ * from few rows on, and leave gradients of weights to the BLAS library, which copies both factors. */
 #ifdef __AVX512F__
 enum { VECTOR_BYTES = 64, SUMS = 24 /* that the registers hold */, WIDEST = 6 /* vectors of a panel */ };
 enum { PACK_ROWS = 48 /* rows from which packing a transposed panel pays */ };
