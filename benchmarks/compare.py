@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import statistics
 
 import numpy as np
@@ -43,18 +44,28 @@ class Outcome:
         return 1 / self.share
 
 
-def agreement(actual, expected):
-    """Relative errors of the loss and of all gradients as one vector, and the worst parameter with its error."""
+def agreement(actual, expected, vanishing=()):
+    """Relative errors of the loss and of all gradients as one vector, and the worst parameter with its error.
+
+    The gradient of parameters whose names match a pattern of `vanishing` is zero but for rounding: their errors are
+    relative to the norm of all.
+    """
     (loss, gradients), (expected_loss, expected_gradients) = actual, expected
     if gradients.keys() != expected_gradients.keys():
         unshared = sorted(gradients.keys() ^ expected_gradients.keys())
         raise ValueError(f"parameters differ: {unshared} are on one side only")
-    differences = {name: np.linalg.norm(gradients[name] - value) for name, value in expected_gradients.items()}
+    differences = {name: np.linalg.norm(gradients[name].ravel() - value.ravel())  # a 1x1 convolution has more axes
+                   for name, value in expected_gradients.items()}
     norms = {name: np.linalg.norm(value) for name, value in expected_gradients.items()}
-    errors = {name: differences[name] / norms[name] for name in norms}
+    whole = np.linalg.norm(list(norms.values()))
+    errors = {name: differences[name] / (whole if matches(name, vanishing) else norms[name]) for name in norms}
     worst = max(errors, key=errors.get)
-    overall = np.linalg.norm(list(differences.values())) / np.linalg.norm(list(norms.values()))
+    overall = np.linalg.norm(list(differences.values())) / whole
     return abs(loss - expected_loss) / abs(expected_loss), overall, worst, errors[worst]
+
+
+def matches(name, patterns):
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def require_agreement(name, peer, found):
@@ -68,17 +79,23 @@ def require_agreement(name, peer, found):
             f"(limit {peer.gradient_tolerance:.0e}), {worst} {worst_error:.1e} (limit {peer.worst_tolerance:.0e})")
 
 
-def compare(problem, peers, repeats, rate=False):
-    """Compare sherl with peers on one `Problem`.
+def compare(problem, peers, repeats, rate=False, build=Sherl, vanishing=(), checked=None):
+    """Compare sherl with peers on one problem.
 
     Parameters
     ----------
-    problem : Problem
+    problem : Problem or other dataclass of sizes
     peers : dict of str to sides.Peer
         A peer that fails to start, for want of a package say, is left out and its reason kept.
     repeats : int
     rate : bool
-        Whether to time matrix products in turn with the sides, and relate sherl's step to them.
+        Whether to time matrix products in turn with the sides, and relate sherl's step to them; of a `Problem` only.
+    build : type
+        sherl's side.
+    vanishing : tuple of str
+        As for `agreement`.
+    checked : Problem or other dataclass of sizes, optional
+        On which loss and gradients must agree, where it is not the one that is timed.
 
     Returns
     -------
@@ -91,17 +108,18 @@ def compare(problem, peers, repeats, rate=False):
         Where sherl itself fails.
     """
     with contextlib.ExitStack() as stack:
-        sides = {SHERL: stack.enter_context(measure.Side(Sherl, problem))}
-        reference = sides[SHERL].call("loss_and_gradients")
+        sides = {SHERL: stack.enter_context(measure.Side(build, problem))}
+        apart = None if checked is None or checked == problem else checked
+        reference = gradients_of(sides[SHERL], apart, build)
         agreements, unmeasured = {}, {}
         for name, peer in peers.items():
             try:
                 side = stack.enter_context(measure.Side(peer.build, problem, *peer.arguments))
-                gradients = side.call("loss_and_gradients")
+                gradients = gradients_of(side, apart, peer.build, peer.arguments)
             except measure.SideError as error:
                 unmeasured[name] = str(error).strip().splitlines()[-1]
                 continue
-            agreements[name] = agreement(reference, gradients)
+            agreements[name] = agreement(reference, gradients, vanishing)
             require_agreement(name, peer, agreements[name])
             sides[name] = side
         if not rate:
@@ -115,7 +133,21 @@ def compare(problem, peers, repeats, rate=False):
         return Outcome(timings, agreements, unmeasured, statistics.median(shares))
 
 
+def gradients_of(side, apart, build, arguments=()):
+    """Loss and gradients of a side, or, where the problem for them is one apart, of a side that is made for it."""
+    if apart is None:
+        return side.call("loss_and_gradients")
+    with measure.Side(build, apart, *arguments) as other:
+        return other.call("loss_and_gradients")
+
+
 def memory(build, problem, arguments=(), steps=3):
     """Bytes that the first steps of a side take at their peak above its inputs and weights."""
     with measure.Side(build, problem, *arguments) as side:
         return side.growth(steps)
+
+
+def memories(problem, build, peers, names, steps=3):
+    """What `memory` gives, by side, for those of some names: sherl's, made by ``build``, and peers."""
+    builders = {SHERL: (build, ())} | {name: (peer.build, peer.arguments) for name, peer in peers.items()}
+    return {name: memory(builders[name][0], problem, builders[name][1], steps) for name in names}

@@ -141,11 +141,14 @@ class FrozenLayerNorm(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Frozen post-norm BERT layer; ``weights`` are tensors by their checkpoint name relative to the layer."""
+    """Frozen transformer layer; ``weights`` are tensors by BERT's names relative to the layer.
 
-    def __init__(self, weights, heads, eps=1e-12):
+    Its norms stand behind the two parts, as in BERT, or with ``norm_first`` before them, as in ViT.
+    """
+
+    def __init__(self, weights, heads, eps=1e-12, norm_first=False):
         super().__init__()
-        self.heads = heads
+        self.heads, self.norm_first = heads, norm_first
         self.query = FrozenLinear(weights, "attention.self.query")
         self.key = FrozenLinear(weights, "attention.self.key")
         self.value = FrozenLinear(weights, "attention.self.value")
@@ -162,12 +165,21 @@ class TransformerLayer(nn.Module):
     def forward(self, x, mask=None, rows=None):
         """Output of the first ``rows`` tokens of each sample, or of all."""
         asked = x if rows is None else x[:, :rows]
+        if self.norm_first:
+            n = self.attention_norm(x)
+            asked = asked + self.attend(n if rows is None else n[:, :rows], n, mask)
+            return asked + self.feed_forward(self.output_norm(asked))
+        attended = self.attention_norm(asked + self.attend(asked, x, mask))
+        return self.output_norm(attended + self.feed_forward(attended))
+
+    def attend(self, asked, x, mask):
         context = F.scaled_dot_product_attention(
             self.split(self.query(asked)), self.split(self.key(x)), self.split(self.value(x)),
             attn_mask=None if mask is None else mask[:, None, None, :])
-        context = context.transpose(1, 2).flatten(-2)
-        attended = self.attention_norm(asked + self.output(context))
-        return self.output_norm(attended + self.contract(F.gelu(self.expand(attended))))
+        return self.output(context.transpose(1, 2).flatten(-2))
+
+    def feed_forward(self, x):
+        return self.contract(F.gelu(self.expand(x)))
 
 
 class Classifier(nn.Linear):
@@ -197,7 +209,44 @@ class Classifier(nn.Linear):
         return (x if mask is None else x.masked_fill(~mask[:, :, None], float("-inf"))).amax(dim=1)
 
 
-class SideNetwork(nn.Module):
+class Trained(nn.Module):
+    """A network with ``loss(*batch)``: its trainable parameters by name, their gradients, and steps of AdamW."""
+
+    def trainable(self):
+        """Trainable parameters by name."""
+        return {name: value for name, value in self.named_parameters() if value.requires_grad}
+
+    def load_trainable(self, state):
+        """Copy arrays by name into the trainable parameters; both sides must have the same names."""
+        parameters = self.trainable()
+        if parameters.keys() != state.keys():
+            raise ValueError(f"state must hold exactly {sorted(parameters)}, got {sorted(state)}")
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(torch.as_tensor(state[name]).reshape(value.shape))
+
+    def loss_and_gradients(self, *batch):
+        """The loss and its gradients by parameter name."""
+        parameters = self.trainable()
+        loss = self.loss(*batch)
+        return loss.detach(), dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
+
+    def stepper(self, learning_rate=1e-4, weight_decay=0.01):
+        """Function that takes one AdamW step on a batch and returns its loss as a float."""
+        optimizer = torch.optim.AdamW(self.trainable().values(), lr=learning_rate, weight_decay=weight_decay,
+                                      fused=True)
+
+        def step(*batch):
+            optimizer.zero_grad(set_to_none=True)
+            loss = self.loss(*batch)
+            loss.backward()
+            optimizer.step()
+            return loss.item()
+
+        return step
+
+
+class SideNetwork(Trained):
     """Taps through the MTSA, the frozen late layers and the head to class scores.
 
     With ``needed_rows`` and a head that reads the first token, the last layer computes that one row alone. With
@@ -226,36 +275,6 @@ class SideNetwork(nn.Module):
             x = layer(x, mask, self.last_rows if index == len(self.late) else None)
         return self.head(x, mask)
 
-    def trainable(self):
-        """Trainable parameters by name."""
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
-
-    def load_trainable(self, state):
-        """Copy arrays by name into the trainable parameters; both sides must have the same names."""
-        parameters = self.trainable()
-        if parameters.keys() != state.keys():
-            raise ValueError(f"state must hold exactly {sorted(parameters)}, got {sorted(state)}")
-        with torch.no_grad():
-            for name, value in parameters.items():
-                value.copy_(torch.as_tensor(state[name]))
-
-    def loss_and_gradients(self, taps, labels, mask=None):
-        """Mean cross-entropy and its gradients by parameter name."""
-        parameters = self.trainable()
-        loss = F.cross_entropy(self(taps, mask), labels)
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
-        return loss.detach(), dict(zip(parameters, gradients))
-
-    def stepper(self, learning_rate=1e-4, weight_decay=0.01):
-        """Function that takes one AdamW step on a batch and returns its loss as a float."""
-        optimizer = torch.optim.AdamW(self.trainable().values(), lr=learning_rate, weight_decay=weight_decay,
-                                      fused=True)
-
-        def step(taps, labels, mask=None):
-            optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(self(taps, mask), labels)
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
-        return step
+    def loss(self, taps, labels, mask=None):
+        """Mean cross-entropy."""
+        return F.cross_entropy(self(taps, mask), labels)

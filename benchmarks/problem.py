@@ -52,8 +52,11 @@ class Problem:
 
     def layer_weights(self):
         """Weights of one BERT layer by checkpoint name relative to the layer."""
-        shapes = bert_layer_shapes(self.features)
-        return {name: draw(f"late.{name}", shape, self.seed) for name, shape in shapes.items()}
+        return bert_layer_weights(self.features, self.seed)
+
+    def trained(self, name, shape):
+        """A trained weight."""
+        return draw(name, shape, self.seed)
 
 
 def bert_layer_shapes(features):
@@ -68,6 +71,16 @@ def bert_layer_shapes(features):
     for name in ("attention.output.LayerNorm", "output.LayerNorm"):
         shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (features,)
     return shapes
+
+
+def bert_layer_weights(features, seed, place="late"):
+    """Weights of a BERT layer by checkpoint name relative to the layer."""
+    return {name: draw(f"{place}.{name}", shape, seed) for name, shape in bert_layer_shapes(features).items()}
+
+
+def leaning(name, shape, seed):
+    """As `draw`, but guides lean to one side: with all weights of a token near zero no gradient is stable."""
+    return draw(name, shape, seed) + np.float32(name.endswith("guide.bias"))
 
 
 def draw(name, shape, seed):

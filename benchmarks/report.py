@@ -147,14 +147,19 @@ def fine_tuning_table(tuning):
     return table(["side", "least, s", "most, s", "ratio to sherl", "accuracy at the end"], rows)
 
 
-def unmeasured(results):
-    """Lines that name every peer which could not be measured, and why."""
-    reasons = {}
-    cases = [*results.models, *results.texts, *(case for cases in results.axes.values() for case in cases)]
+def reasons(cases):
+    """Lines that name every peer of some cases which could not be measured, and why."""
+    titles = {}
     for case in cases:
         for name, reason in case.outcome.unmeasured.items():
-            reasons.setdefault((name, reason), []).append(case.title)
-    lines = [f"- {name}: {reason} ({', '.join(titles)})" for (name, reason), titles in reasons.items()]
+            titles.setdefault((name, reason), []).append(case.title)
+    return [f"- {name}: {reason} ({', '.join(where)})" for (name, reason), where in titles.items()]
+
+
+def unmeasured(results):
+    """The same of a whole run."""
+    lines = reasons([*results.models, *results.texts, *(case for cases in results.axes.values() for case in cases),
+                     *results.architectures])
     lines += [f"- {name}, fine-tuning: {reason}" for name, reason in results.fine_tuning.unmeasured.items()]
     return lines or ["Every peer was measured."]
 
@@ -171,6 +176,38 @@ def installed(packages):
     return found
 
 
+def growth_table(cases):
+    """Memory of each side of the networks of other kinds."""
+    rows = []
+    for case in cases:
+        for name, bytes_taken in case.growths.items():
+            times = "" if name == SHERL else f"{bytes_taken / max(case.growths[SHERL], 1):.1f}"
+            rows.append([case.title if name == SHERL else "", name, f"{bytes_taken / MEBIBYTE:.1f}", times])
+    return table(["case", "side", "peak above inputs and weights, MiB", "ratio to sherl"], rows)
+
+
+def architecture_lines(cases):
+    """The networks of other kinds: sizes, times, memory."""
+    return [*(f"- {case.title}: {case.problem.described}." for case in cases), "",
+            "*Channels last*: images in memory as sherl takes them. *First row*: the late layer computes only the row "
+            "that is read.", "", *step_table(cases), *growth_table(cases)]
+
+
+def measured_line(day, seconds):
+    from sherl import _core
+
+    return (f"Measured on {day} in {seconds / 60:.1f} minutes on this machine: {measure.machine(installed(PACKAGES))}; "
+            f"sherl's kernels are those for {_core.config()['instruction_set']}.")
+
+
+def architecture_page(cases, seconds, day):
+    """A page of these alone."""
+    return "\n".join([
+        "# Results: other architectures", "", measured_line(day, seconds), "",
+        "Made by `python -m benchmarks --only architectures`; [README.md](README.md) says how everything is measured.",
+        "", *architecture_lines(cases), *reasons(cases)])
+
+
 def page(results, plan, day):
     """The whole page."""
     base, tuning = plan.base, results.fine_tuning
@@ -179,8 +216,7 @@ def page(results, plan, day):
     first, swept = results.models[0].problem, results.sweeps[0].problem
     lines = [
         "# Results", "",
-        f"Measured on {day} in {results.seconds / 60:.1f} minutes on this machine: "
-        f"{measure.machine(installed(PACKAGES))}.", "",
+        measured_line(day, results.seconds), "",
         "Absolute times hold for that machine alone; ratios are medians over rounds in which the sides took turns, "
         "above 1 where sherl is faster. [README.md](README.md) says how everything is measured.", "",
         "## Aims", "", "The roofline is the time of the needed operations at the rate of bare matrix products; peers "
@@ -195,6 +231,7 @@ def page(results, plan, day):
         "## Batches with the lengths of real texts", "",
         f"{base.batch} samples with lengths drawn from those of the task's training texts; the peers pad them to the "
         "longest.", "", *step_table(results.texts),
+        "## Other architectures", "", *architecture_lines(results.architectures),
         "## Work done beside what the machine can do", "",
         "Operations that the step needs ([flops.py](flops.py)) over its time, as a share of the rate of bare "
         "matrix products of a tile's size, one a thread, timed in turn with it, by the same OpenBLAS kernels. Times "

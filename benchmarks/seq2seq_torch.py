@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.peer_torch import MTSA, frozen
+from benchmarks.peer_torch import MTSA, Trained, frozen
 
 IGNORED = -100
 
@@ -69,7 +69,7 @@ class T5Block(nn.Module):
         return x + self.map(inner, f"{part}/wo")
 
 
-class Seq2SeqSideNetwork(nn.Module):
+class Seq2SeqSideNetwork(Trained):
     """Taps of encoder and decoder to logits of the vocabulary; the settings are those of `sherl.Seq2SeqSideNetwork`."""
 
     def __init__(self, taps, decoder_taps, features, hidden, late, lm_head, scale=1.0, label_smoothing=0.0, eps=1e-6):
@@ -88,41 +88,8 @@ class Seq2SeqSideNetwork(nn.Module):
             x = block(x, memory, mask)
         return F.linear(self.norm(x) * self.scale, self.lm_head)
 
-    def trainable(self):
-        """Trainable parameters by name."""
-        return {name: value for name, value in self.named_parameters() if value.requires_grad}
-
-    def load_trainable(self, state):
-        """Copy arrays by name into the trainable parameters; both sides must have the same names."""
-        parameters = self.trainable()
-        if parameters.keys() != state.keys():
-            raise ValueError(f"state must hold exactly {sorted(parameters)}, got {sorted(state)}")
-        with torch.no_grad():
-            for name, value in parameters.items():
-                value.copy_(torch.as_tensor(state[name]).reshape(value.shape))
-
     def loss(self, taps, decoder_taps, labels, mask=None):
         """Mean cross-entropy over the tokens that count."""
         logits = self(taps, decoder_taps, mask)
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED,
                                label_smoothing=self.label_smoothing)
-
-    def loss_and_gradients(self, *batch):
-        """The loss and its gradients by parameter name."""
-        parameters = self.trainable()
-        loss = self.loss(*batch)
-        return loss.detach(), dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
-
-    def stepper(self, learning_rate=1e-3, weight_decay=0.01):
-        """Function that takes one AdamW step on a batch and returns its loss as a float."""
-        optimizer = torch.optim.AdamW(self.trainable().values(), lr=learning_rate, weight_decay=weight_decay,
-                                      fused=True)
-
-        def step(*batch):
-            optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(*batch)
-            loss.backward()
-            optimizer.step()
-            return loss.item()
-
-        return step

@@ -22,31 +22,60 @@ BFLOAT16 = "sherl bfloat16"
 PRODUCTS = 64  # products of each thread in one step of `Products`: enough that its start does not count
 
 
-class Sherl:
+class SherlSide:
+    """A network in sherl, its weights those of the problem, and what it takes of a batch: the base of its sides."""
+
+    def __init__(self, problem, network, *batch, **settings):
+        import sherl
+
+        sherl.set_num_threads(problem.threads)
+        self.problem, self.network, self.batch, self.settings = problem, network, batch, settings
+        network.load_state_dict({name: problem.trained(name, value.shape)
+                                 for name, value in network.state_dict().items()})
+        self.stepper = network.stepper(optimizer="adamw", learning_rate=LEARNING_RATE)
+
+    def loss_and_gradients(self):
+        loss, gradients = self.network.loss_and_gradients(*self.batch, **self.settings)
+        return float(loss), gradients
+
+    def step(self):
+        return self.stepper(*self.batch, **self.settings)
+
+
+class TorchSide:
+    """A network of `peer_torch.Trained`, its weights those of the problem, and a batch: the base of PyTorch's sides."""
+
+    def __init__(self, problem, network, *batch):
+        import torch
+
+        torch.set_num_threads(problem.threads)
+        network.load_trainable({name: problem.trained(name, tuple(value.shape))
+                                for name, value in network.trainable().items()})
+        self.network, self.batch = network, batch
+        self.stepper = network.stepper(LEARNING_RATE)
+
+    def loss_and_gradients(self):
+        loss, gradients = self.network.loss_and_gradients(*self.batch)
+        return loss.item(), {name: value.numpy() for name, value in gradients.items()}
+
+    def step(self):
+        return self.stepper(*self.batch)
+
+
+class Sherl(SherlSide):
     """The network in sherl, through its public API; ``late_dtype`` is that of its late route."""
 
     def __init__(self, problem, late_dtype="float32"):
         import sherl
 
-        sherl.set_num_threads(problem.threads)
-        self.problem = problem
-        self.taps, self.labels, self.mask = problem.inputs()
-        self.network = sherl.SideNetwork(
+        taps, labels, mask = problem.inputs()
+        network = sherl.SideNetwork(
             early=sherl.MTSA(taps=problem.taps, features=problem.features, hidden=problem.hidden, down="layernorm",
                              guidance="token", up_norm="layernorm", eps=EPS),
             late=[sherl.TransformerLayer.from_bert(problem.layer_weights(), heads=problem.heads)],
             head=sherl.Classifier(features=problem.features, classes=problem.classes, pool=problem.head),
             seed=problem.seed, late_dtype=late_dtype)
-        shapes = {name: value.shape for name, value in self.network.state_dict().items()}
-        self.network.load_state_dict({name: draw(name, shape, problem.seed) for name, shape in shapes.items()})
-        self.stepper = self.network.stepper(optimizer="adamw", learning_rate=LEARNING_RATE)
-
-    def loss_and_gradients(self):
-        loss, gradients = self.network.loss_and_gradients(self.taps, self.labels, mask=self.mask)
-        return float(loss), gradients
-
-    def step(self):
-        return self.stepper(self.taps, self.labels, mask=self.mask)
+        super().__init__(problem, network, taps, labels, mask=mask)
 
     def planned_growth(self):
         """Bytes that the memory plan names beyond the weights."""
@@ -54,7 +83,7 @@ class Sherl:
         return plan.gradients + plan.optimizer + plan.workspace
 
 
-class Torch:
+class Torch(TorchSide):
     """The network in PyTorch.
 
     Parameters
@@ -73,28 +102,17 @@ class Torch:
 
         from benchmarks import peer_torch
 
-        torch.set_num_threads(problem.threads)
         taps, labels, mask = problem.inputs()
-        self.taps, self.labels = [torch.from_numpy(tap) for tap in taps], torch.from_numpy(labels)
-        self.mask = None if mask is None else torch.from_numpy(mask)
         weights = {name: torch.from_numpy(value) for name, value in problem.layer_weights().items()}
-        self.network = peer_torch.SideNetwork(
+        network = peer_torch.SideNetwork(
             peer_torch.MTSA(problem.taps, problem.features, problem.hidden, up_norm="layernorm", eps=EPS),
             [peer_torch.TransformerLayer(weights, problem.heads)],
             peer_torch.Classifier(problem.features, problem.classes, pool=problem.head),
             needed_rows=needed_rows, autocast=autocast)
-        self.network.load_trainable({name: draw(name, tuple(value.shape), problem.seed)
-                                     for name, value in self.network.trainable().items()})
+        super().__init__(problem, network, [torch.from_numpy(tap) for tap in taps], torch.from_numpy(labels),
+                         None if mask is None else torch.from_numpy(mask))
         if compiled:
-            self.network.compile()
-        self.stepper = self.network.stepper(LEARNING_RATE)
-
-    def loss_and_gradients(self):
-        loss, gradients = self.network.loss_and_gradients(self.taps, self.labels, self.mask)
-        return loss.item(), {name: value.numpy() for name, value in gradients.items()}
-
-    def step(self):
-        return self.stepper(self.taps, self.labels, self.mask)
+            network.compile()
 
 
 class Jax:

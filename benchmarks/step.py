@@ -5,13 +5,18 @@ import dataclasses
 import sys
 
 from benchmarks import lengths, measure
-from benchmarks.compare import SHERL, Disagreement, compare, memory
+from benchmarks.compare import SHERL, Disagreement, compare, memories
 from benchmarks.problem import HEAD_CHANNELS, Problem
 from benchmarks.sides import Sherl, eager, everyone
 
 
-def report(timings, growths):
-    """Print a line a side, then each peer as multiples of sherl."""
+def report(outcome, growths):
+    """Print how far the peers agree, a line a side, then each peer as multiples of sherl."""
+    for name, (loss, gradient, worst, worst_error) in outcome.agreements.items():
+        print(f"agreement with {name}: loss {loss:.1e}, gradients {gradient:.1e}, worst {worst} {worst_error:.1e}")
+    for name, reason in outcome.unmeasured.items():
+        print(f"not measured: {name}: {reason}")
+    timings = outcome.timings
     width = max(map(len, timings)) + len(" / sherl")
     print(f"\n{'':{width}}  {'median':>10}  {'minimum':>10}  {'spread':>10}  {'memory':>12}")
     for name, timing in timings.items():
@@ -70,12 +75,7 @@ def main(arguments=None):
         outcome = compare(problem, peers, repeats)
     except Disagreement as error:
         sys.exit(f"error: {error}")
-    for name, (loss, gradient, worst, worst_error) in outcome.agreements.items():
-        print(f"agreement with {name}: loss {loss:.1e}, gradients {gradient:.1e}, worst {worst} {worst_error:.1e}")
-    for name, reason in outcome.unmeasured.items():
-        print(f"not measured: {name}: {reason}")
-    builders = {SHERL: (Sherl, ())} | {name: (peer.build, peer.arguments) for name, peer in peers.items()}
-    report(outcome.timings, {name: memory(builders[name][0], problem, builders[name][1]) for name in outcome.timings})
+    report(outcome, memories(problem, Sherl, peers, outcome.timings))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 
-from benchmarks import fine_tune, lengths, measure, sweeps
+from benchmarks import fine_tune, lengths, measure, resnet, seq2seq, sweeps, two_towers
 from benchmarks.compare import SHERL, compare, memory
 from benchmarks.problem import Problem
 from benchmarks.sides import Sherl, eager, everyone
@@ -47,6 +47,9 @@ class Plan:
     sweep_repeats : int
     train_rows, dev_rows, epochs, fine_tunings : int
         Of fine-tuning, and how often it is done.
+    architectures : tuple of architecture.Architecture
+        Networks of other kinds.
+    architecture_repeats : int
     """
 
     models: dict
@@ -67,6 +70,8 @@ class Plan:
     dev_rows: int
     epochs: int
     fine_tunings: int
+    architectures: tuple
+    architecture_repeats: int
 
 
 FULL = Plan(
@@ -77,14 +82,22 @@ FULL = Plan(
     memory=BERT_BASE, memory_batches=(32, 64, 128, 1024), peer_batch=128,
     sweep=dataclasses.replace(MINILM, batch=128), sweep_counts={"first": (1, 5, 10), "mean": (1, 10)},
     sweep_repeats=3,
-    train_rows=2000, dev_rows=872, epochs=4, fine_tunings=1)
+    train_rows=2000, dev_rows=872, epochs=4, fine_tunings=1,
+    architectures=(seq2seq.T5_BASE, resnet.RESNET_50, two_towers.VIT_AND_MINILM), architecture_repeats=5)
 
 QUICK = Plan(
     models={"MiniLM": 5}, heads=("first",), tasks=("mrpc",), tokens=32, text_repeats=5, axis_repeats=3,
     base=dataclasses.replace(MINILM, tokens=64), axes={"batch": (8, 32)},
     memory=dataclasses.replace(MINILM, tokens=32), memory_batches=(32, 128), peer_batch=32,
     sweep=dataclasses.replace(MINILM, batch=64), sweep_counts={"first": (1, 3)}, sweep_repeats=2,
-    train_rows=160, dev_rows=100, epochs=2, fine_tunings=1)
+    train_rows=160, dev_rows=100, epochs=2, fine_tunings=1,
+    architectures=(
+        seq2seq.T5_BASE.resized(batch=4, tokens=24, target_tokens=8, features=128, taps=3, decoder_taps=3, hidden=16,
+                                words=1000),
+        resnet.RESNET_50.resized(batch=8, pixels=64, features=256, hidden=64, classes=10),
+        two_towers.VIT_AND_MINILM.resized(batch=8, image_tokens=17, image_features=128, image_taps=3, text_tokens=8,
+                                          text_features=64, text_taps=3, channels=32)),
+    architecture_repeats=3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +137,16 @@ class FineTuning:
 
 
 @dataclasses.dataclass(frozen=True)
+class ArchitectureCase:
+    """One network of another kind: what it is called, its sizes, its outcome, and bytes by side."""
+
+    title: str
+    problem: object
+    outcome: object
+    growths: dict
+
+
+@dataclasses.dataclass(frozen=True)
 class Results:
     """All that a run measured."""
 
@@ -133,6 +156,7 @@ class Results:
     memory: list
     sweeps: list
     fine_tuning: FineTuning
+    architectures: list
     seconds: float
 
 
@@ -176,7 +200,8 @@ def run(plan, glue=None, say=print):
              for batch in plan.memory_batches]
     swept = [sweep_case(plan, head, task, counts[task], say) for head in plan.sweep_counts for task in plan.tasks]
     tuned = fine_tunings(plan, glue, say)
-    return Results(models, texts, axes, peaks, swept, tuned, time.perf_counter() - start)
+    others = architectures(plan, say)
+    return Results(models, texts, axes, peaks, swept, tuned, others, time.perf_counter() - start)
 
 
 def model_of(problem):
@@ -225,3 +250,13 @@ def fine_tunings(plan, glue, say):
                     raise
                 unmeasured[name] = str(error).strip().splitlines()[-1]
     return FineTuning(task, {name: runs for name, runs in courses.items() if name not in unmeasured}, unmeasured)
+
+
+def architectures(plan, say=print):
+    """Measure the networks of other kinds."""
+    cases = []
+    for made in plan.architectures:
+        say(f"architecture: {made.title}")
+        outcome, growths = made.measured(plan.architecture_repeats, MEMORY_STEPS)
+        cases.append(ArchitectureCase(made.title, made.problem, outcome, growths))
+    return cases

@@ -295,7 +295,7 @@ def test_frozen_features_pass_the_checks_that_apply():
 def test_a_search_over_a_pipeline_of_texts(folder, jobs):
     late = sherl.load_backbone(folder).layers[-1:]
     model = make_pipeline(FrozenFeatures(folder), SherlClassifier(late=late, pool="first", **FAST))
-    search = GridSearchCV(model, {"sherlclassifier__hidden": [2, 8]}, cv=2, n_jobs=jobs).fit(TEXTS, LABELS)
+    search = GridSearchCV(model, {"sherlclassifier__hidden": [8, 12]}, cv=2, n_jobs=jobs).fit(TEXTS, LABELS)
     assert search.score(TEXTS, LABELS) == 1
     assert pickle.loads(pickle.dumps(search.best_estimator_)).predict(["a bad film"]) == [0]
 

@@ -72,10 +72,10 @@ typedef struct sherl_cut {
 } sherl_cut;
 
 /* A batch cut into tiles, and those into blocks: tile t holds samples [bounds[t], bounds[t + 1]) and belongs to lane
- * t % lanes; block b holds tiles [blocks[b], blocks[b + 1]). */
+ * t % lanes; block b holds tiles [blocks[b], blocks[b + 1]). By row space, `shares` rows weigh as one in the cut. */
 typedef struct sherl_tiling {
-    size_t *bounds, *blocks;
-    size_t bound_capacity, block_capacity, tiles, block_count, lanes;
+    size_t *bounds, *blocks, *shares;
+    size_t bound_capacity, block_capacity, share_capacity, tiles, block_count, lanes;
 } sherl_tiling;
 
 /* The rows of a batch: those that the caller gives, and those that follow. */

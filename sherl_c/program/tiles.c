@@ -4,30 +4,45 @@
 
 enum {
     LEAST_TILE_ROWS = 64, /* below this, products lose more than a further thread gains */
-    TILES = 8             /* of a block, at least, where it has the rows: for balance, and so that a tile stays in cache */
+    TILES = 8,            /* of a block, at least, where it has the rows: for balance, and so that a tile stays in cache */
+    READ_PIXELS = 64      /* pixels of a stage that is read and pooled at once, for one that is computed */
 };
 
-/* Rows of a sample in the largest row space. */
-static size_t sample_rows(const sherl_program *program, const size_t *const *offsets, size_t sample) {
+static size_t share(size_t total, size_t parts) { return total / parts + (total % parts != 0); }
+
+/* Rows of a space that count as one. Where nothing couples the images of a batch, those of large ones have tiles of their
+ * own, so that their bits are those of each alone. */
+static sherl_status find_shares(const sherl_program *program, sherl_tiling *tiling) {
+    const sherl_network *network = &program->network;
+    sherl_status status = sherl_grow(program->context, &tiling->shares, &tiling->share_capacity, network->space_count,
+                                     sizeof *tiling->shares);
+    for (size_t s = 0; s < network->space_count && !status; s++)
+        tiling->shares[s] = program->whole_batch && network->spaces[s].kind >= SHERL_SPACE_GRID ? READ_PIXELS : 1;
+    for (size_t i = 0; i < network->op_count && !status; i++)
+        tiling->shares[network->values[network->ops[i].output].space] = 1;
+    return status;
+}
+
+/* Rows of a sample in the largest row space, as they count. */
+static size_t sample_rows(const sherl_program *program, const sherl_tiling *tiling, const size_t *const *offsets,
+                          size_t sample) {
     size_t rows = 1;
     for (size_t s = 1; s < program->network.space_count; s++) {
-        size_t length = offsets[s][sample + 1] - offsets[s][sample];
+        size_t length = share(offsets[s][sample + 1] - offsets[s][sample], tiling->shares[s]);
         if (length > rows) rows = length;
     }
     return rows;
 }
-
-static size_t share(size_t total, size_t parts) { return total / parts + (total % parts != 0); }
 
 /* Rows that a block and a tile aim at: even shares of the batch, within bounds. */
 typedef struct targets {
     size_t block, tile;
 } targets;
 
-static targets find_targets(const sherl_program *program, const sherl_cut *cut, size_t samples,
-                            const size_t *const *offsets) {
+static targets find_targets(const sherl_program *program, const sherl_cut *cut, const sherl_tiling *tiling,
+                            size_t samples, const size_t *const *offsets) {
     size_t total = 0;
-    for (size_t sample = 0; sample < samples; sample++) total += sample_rows(program, offsets, sample);
+    for (size_t sample = 0; sample < samples; sample++) total += sample_rows(program, tiling, offsets, sample);
     bool one_block = program->whole_batch || !program->staged;
     size_t block = one_block ? total : share(total, share(total, cut->block_rows));
     size_t tile = share(block, TILES);
@@ -42,12 +57,13 @@ sherl_status sherl_tiling_cut(const sherl_program *program, const sherl_cut *cut
         sherl_grow(context, &tiling->bounds, &tiling->bound_capacity, samples + 1, sizeof *tiling->bounds);
     if (!status)
         status = sherl_grow(context, &tiling->blocks, &tiling->block_capacity, samples + 1, sizeof *tiling->blocks);
+    if (!status) status = find_shares(program, tiling);
     if (status) return status;
-    targets target = find_targets(program, cut, samples, offsets);
+    targets target = find_targets(program, cut, tiling, samples, offsets);
     size_t tiles = 0, blocks = 0, tile_rows = 0, block_rows = 0;
     tiling->bounds[0] = tiling->blocks[0] = 0;
     for (size_t sample = 0; sample < samples; sample++) {
-        size_t length = sample_rows(program, offsets, sample);
+        size_t length = sample_rows(program, tiling, offsets, sample);
         bool block_ends = block_rows > 0 && block_rows + length > target.block;
         if (block_ends || (tile_rows > 0 && tile_rows + length > target.tile)) {
             tiling->bounds[++tiles] = sample;
@@ -71,6 +87,7 @@ sherl_status sherl_tiling_cut(const sherl_program *program, const sherl_cut *cut
 void sherl_tiling_release(const sherl_context *context, sherl_tiling *tiling) {
     sherl_release(context, tiling->bounds);
     sherl_release(context, tiling->blocks);
+    sherl_release(context, tiling->shares);
     *tiling = (sherl_tiling){0};
 }
 

@@ -37,7 +37,13 @@ def results():
                (sweeps.SWEEP, 1): Timing((1.0, 1.0)), (sweeps.FITS, 10): Timing((10.0, 11.0)),
                (sweeps.SWEEP, 10): Timing((10.0, 10.0))}
     swept = suite.SweepCase("SST-2, first token", PROBLEM, timings)
-    return suite.Results([case], [real], {"batch": axis}, memory, [swept], tuning, 90.0)
+    return suite.Results([case], [real], {"batch": axis}, memory, [swept], tuning, architectures(), 90.0)
+
+
+def architectures():
+    return [suite.ArchitectureCase(made.title, made.problem, outcome(list(made.peers)),
+                                   {"sherl": 2**20} | dict.fromkeys(made.peers, 3 * 2**20))
+            for made in suite.QUICK.architectures]
 
 
 def test_page_names_what_was_not_measured():
@@ -46,6 +52,17 @@ def test_page_names_what_was_not_measured():
     assert "PyTorch, states not kept, fine-tuning: ModuleNotFoundError: transformers" in page
     assert "not measured" in page and "| SST-2, first token | 1 | 2.00 | 1.00 | 1.00 |" in page
     assert "| PyTorch, states kept | 6.0 | 6.0 | 3.00 | 80.0 % |" in page
+
+
+def test_other_architectures_have_a_section_and_a_page_of_their_own():
+    cases = architectures()
+    whole = report.page(results(), suite.QUICK, "2026-01-01")
+    alone = report.architecture_page(cases, 90, "2026-01-01")
+    section = "\n".join(report.architecture_lines(cases))
+    assert "## Other architectures\n\n" + section in whole and section in alone
+    assert "- ResNet-50: 8 pictures of 64 pixels a side" in section
+    assert "|  | PyTorch, channels last | 3.0 | 3.0 |" in section
+    assert {case.title for case in cases} == {made.title for made in suite.FULL.architectures}
 
 
 def test_pictures_are_those_of_the_page(tmp_path):

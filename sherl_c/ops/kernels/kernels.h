@@ -107,7 +107,7 @@ typedef struct sherl_kernels {
     /* c (+)= a b; a: (m, k), b: (k, n), c: (m, n) with rows c_stride apart */
     void (*product)(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes, sherl_real *c,
                     size_t c_stride, bool accumulate);
-    /* c (+)= a b^T; b: (n, k); scratch: k times SHERL_PRODUCT_PANEL, or n if less, reals, or NULL */
+    /* c (+)= a b^T; b: (n, k); scratch: k times SHERL_PRODUCT_PANEL, or n if less, reals, or NULL: only AVX-512 takes it */
     void (*product_transposed_b)(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes,
                                  sherl_real *c, size_t c_stride, bool accumulate, sherl_real *scratch);
     /* c += a^T b; a: (k, m), b: (k, n) */

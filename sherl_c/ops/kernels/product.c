@@ -5,16 +5,23 @@
 
 #ifdef __AVX2__ /* elsewhere the products of the BLAS library serve */
 
+/* With AVX-512 panels are read where they lie. Half the registers, of half the width, read each so often that a copy pays
+ * from few rows on, and leave gradients of weights to the BLAS library, which copies both factors. */
 #ifdef __AVX512F__
-enum { VECTOR_BYTES = 64, SUMS = 24 /* that the registers hold */, WIDEST = 6 /* vectors of a panel */, PIECE = 4 };
+enum { VECTOR_BYTES = 64, SUMS = 24 /* that the registers hold */, WIDEST = 6 /* vectors of a panel */ };
+enum { PACK_ROWS = 48 /* rows from which packing a transposed panel pays */ };
 #else
-enum { VECTOR_BYTES = 32, SUMS = 12, WIDEST = 3, PIECE = 3 };
+enum { VECTOR_BYTES = 32, SUMS = 12, WIDEST = 3 };
+enum {
+    PACK_ROWS = 12,
+    COPY_ROWS = 16,       /* rows from which copying panels pays: */
+    COPY_DEPTH = 256,     /* of this depth each, so that one stays in the first-level cache, */
+    COPIED_PANELS = 4     /* and so many at once */
+};
 #endif
 enum {
     LANES = VECTOR_BYTES / sizeof(sherl_real),
     DEPTH = 768,          /* of a panel that is read where it lies: it stays in the second-level cache */
-    PACK_ROWS = 48,       /* rows from which packing pays */
-    OUTER_ROWS = 256,     /* rows whose sums of outer products are taken at once */
     DOT_ROWS = 4, DOT_COLUMNS = LANES / DOT_ROWS /* whose dot products are taken at once: as many as a vector has lanes */
 };
 
@@ -145,9 +152,48 @@ static void multiply_panel(const sherl_real *a, size_t a_stride, const panel *pa
 
 static size_t panel_vectors(size_t columns) { return columns / LANES < WIDEST ? columns / LANES : WIDEST; }
 
-/* c (+)= a b; a: (m, k), b: (k, n), c: (m, n). b lies as panels want it, and is read where it is. */
+#ifndef __AVX512F__
+/* Copies some columns of b into panels, one behind the other. */
+static void copy_panels(const sherl_real *b, size_t b_stride, size_t depth, size_t columns, sherl_real *copies) {
+    for (size_t k = 0; k < depth; k++, b += b_stride)
+        for (size_t first = 0; first < columns; first += WIDEST * LANES) {
+            const size_t vectors = panel_vectors(columns - first);
+            sherl_real *to = copies + first * depth + k * vectors * LANES;
+            for (size_t v = 0; v < vectors; v++) store(to + v * LANES, load(b + first + v * LANES));
+        }
+}
+
+/* c (+)= a b by copied panels. Rows of b often lie so far apart that they fall on the same few places of a cache: what is
+ * read of one is read at once. */
+static void multiply_copied(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes,
+                            sherl_real *c, size_t c_stride, bool accumulate) {
+    enum { COLUMNS = COPIED_PANELS * WIDEST * LANES };
+    sherl_real copies[COPY_DEPTH * COLUMNS];
+    for (size_t k = 0; k < sizes->k; k += COPY_DEPTH) {
+        const size_t depth = sizes->k - k < COPY_DEPTH ? sizes->k - k : COPY_DEPTH;
+        for (size_t from = 0; from < sizes->n; from += COLUMNS) {
+            const size_t columns = sizes->n - from < COLUMNS ? sizes->n - from : COLUMNS;
+            copy_panels(b->data + k * b->stride + from, b->stride, depth, columns, copies);
+            for (size_t first = 0; first < columns; first += WIDEST * LANES) {
+                const size_t vectors = panel_vectors(columns - first);
+                const panel panel = {.data = copies + first * depth, .stride = vectors * LANES, .depth = depth};
+                multiply_panel(a->data + k, a->stride, &panel, sizes->m, c + from + first, c_stride,
+                               accumulate || k > 0, vectors);
+            }
+        }
+    }
+}
+#endif
+
+/* c (+)= a b; a: (m, k), b: (k, n), c: (m, n). b lies as panels want it, and is read where it is unless copies pay. */
 void SHERL_KERNEL(product)(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes,
                            sherl_real *c, size_t c_stride, bool accumulate) {
+#ifndef __AVX512F__
+    if (sizes->m >= COPY_ROWS) {
+        multiply_copied(a, b, sizes, c, c_stride, accumulate);
+        return;
+    }
+#endif
     for (size_t first = 0; first < sizes->n; first += WIDEST * LANES) {
         size_t vectors = panel_vectors(sizes->n - first);
         for (size_t k = 0; k < sizes->k; k += DEPTH) {
@@ -161,13 +207,27 @@ void SHERL_KERNEL(product)(const sherl_matrix *a, const sherl_matrix *b, const s
 /* ---- c (+)= a b^T ------------------------------------------------------------------------------------------------------- */
 
 /* packed[k][c] = b[c][k], for `vectors` times LANES rows of b */
-static void pack_panel(const sherl_matrix *b, size_t first, size_t depth, size_t vectors, sherl_real *packed) {
+static void pack_panel(const sherl_real *b, size_t b_stride, size_t depth, size_t vectors, sherl_real *packed) {
     for (size_t v = 0; v < vectors; v++) {
         for (size_t k = 0; k < depth; k += LANES) {
             vector square[LANES];
-            for (size_t c = 0; c < LANES; c++) square[c] = load(b->data + (first + v * LANES + c) * b->stride + k);
+            for (size_t c = 0; c < LANES; c++) square[c] = load(b + (v * LANES + c) * b_stride + k);
             transpose(square);
             for (size_t i = 0; i < LANES; i++) store(packed + ((k + i) * vectors + v) * LANES, square[i]);
+        }
+    }
+}
+
+/* c (+)= a b^T by panels, packed as much of the depth at a time as `packed` holds */
+static void multiply_packed(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes,
+                            sherl_real *c, size_t c_stride, bool accumulate, sherl_real *packed, size_t most) {
+    for (size_t first = 0; first < sizes->n; first += WIDEST * LANES) {
+        const size_t vectors = panel_vectors(sizes->n - first);
+        for (size_t k = 0; k < sizes->k; k += most) {
+            const panel panel = {.data = packed, .stride = vectors * LANES,
+                                 .depth = sizes->k - k < most ? sizes->k - k : most};
+            pack_panel(b->data + first * b->stride + k, b->stride, panel.depth, vectors, packed);
+            multiply_panel(a->data + k, a->stride, &panel, sizes->m, c + first, c_stride, accumulate || k > 0, vectors);
         }
     }
 }
@@ -207,19 +267,23 @@ static void multiply_dots(const sherl_matrix *a, const sherl_matrix *b, const sh
 /* c (+)= a b^T; a: (m, k), b: (n, k), c: (m, n). With many rows of a, b is packed; few make dot products of rows. */
 void SHERL_KERNEL(product_transposed_b)(const sherl_matrix *a, const sherl_matrix *b, const sherl_product_sizes *sizes,
                                         sherl_real *c, size_t c_stride, bool accumulate, sherl_real *scratch) {
-    if (sizes->m < PACK_ROWS || sizes->n % LANES || !scratch) {
+#ifdef __AVX512F__
+    const size_t most = scratch ? sizes->k : 0;
+#else
+    sherl_real pieces[COPY_DEPTH * WIDEST * LANES];
+    const size_t most = COPY_DEPTH;
+    scratch = pieces;
+#endif
+    if (most > 0 && sizes->m >= PACK_ROWS && sizes->n % LANES == 0)
+        multiply_packed(a, b, sizes, c, c_stride, accumulate, scratch, most);
+    else
         multiply_dots(a, b, sizes, c, c_stride, accumulate);
-        return;
-    }
-    for (size_t first = 0; first < sizes->n; first += WIDEST * LANES) {
-        size_t vectors = panel_vectors(sizes->n - first);
-        pack_panel(b, first, sizes->k, vectors, scratch);
-        panel panel = {.data = scratch, .stride = vectors * LANES, .depth = sizes->k};
-        multiply_panel(a->data, a->stride, &panel, sizes->m, c + first, c_stride, accumulate, vectors);
-    }
 }
 
+#ifdef __AVX512F__
 /* ---- c += a^T b --------------------------------------------------------------------------------------------------------- */
+
+enum { OUTER_ROWS = 256 /* rows whose sums of outer products are taken at once */, PIECE = 4 /* vectors */ };
 
 /* c[i][v] += sum over k of a[k][i] b[k][v] */
 ALWAYS_INLINE void add_outer_block(const sherl_real *a, size_t a_stride, const sherl_real *b, size_t b_stride,
@@ -263,5 +327,6 @@ void SHERL_KERNEL(add_product_transposed_a)(const sherl_matrix *a, const sherl_m
             add_outer_rows(left, a->stride, right + j, b->stride, depth, sizes->m, c + j, c_stride, 1);
     }
 }
+#endif
 
 #endif

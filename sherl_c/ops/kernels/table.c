@@ -36,6 +36,8 @@ const sherl_kernels SHERL_KERNEL(kernels) = {
 #ifdef __AVX2__
     .product = SHERL_KERNEL(product),
     .product_transposed_b = SHERL_KERNEL(product_transposed_b),
+#endif
+#ifdef __AVX512F__
     .add_product_transposed_a = SHERL_KERNEL(add_product_transposed_a),
 #endif
 #if defined __AVX512BF16__ && !defined SHERL_DOUBLE
