@@ -70,6 +70,23 @@ NETWORKS = {
         [layer(placement="sandwich", activation="quick_gelu", rotary_theta=50.0, rotary_dimensions=2, norm_bias=False)],
         sherl.Embedding(WIDTH, 6, temperature=0.1)),
     "detr": lambda: (sherl.MTSA.detr(WIDTH, 3, 5), [], sherl.Detector(WIDTH, 3, align=4)),
+    "decoder": lambda: (
+        sherl.MTSA.detr(WIDTH, 3, 5),
+        [sherl.Positions(WIDTH), frozen(layer(positions=True)), sherl.Queries(WIDTH, 4),
+         frozen(layer(positions=True, memory_features=WIDTH, memory_positions=True)),
+         layer(positions=True, memory_features=WIDTH, memory_positions=True, key_heads=2, placement="pre"),
+         frozen(sherl.LayerNorm(WIDTH))],
+        sherl.Detector(WIDTH, 3, align=4)),
+    "decoder of T5": lambda: (
+        sherl.MTSA.t5(WIDTH, 3, 5),
+        [frozen(t5_block()), frozen(sherl.Queries(WIDTH, 3, positions=False, start=True)),
+         frozen(sherl.T5Block(WIDTH, HEADS, intermediate=24, decoder=True, position_buckets=8, max_distance=12)),
+         frozen(sherl.RMSNorm(WIDTH))],
+        sherl.Classifier(WIDTH, 3)),
+    "table of positions": lambda: (
+        sherl.MTSA(3, WIDTH, 5),
+        [sherl.Positions(WIDTH, 9), layer(positions=True), sherl.Queries(WIDTH, 2, positions=False, start=True),
+         layer(memory_features=WIDTH)], sherl.Classifier(WIDTH, 3, pool="mean")),
     "relu": lambda: (sherl.MTSA(3, WIDTH, 5, down="relu"), [layer(activation="tanh", dropout=0.1)],
                      sherl.TokenClassifier(WIDTH, 3)),
     "batch norms": lambda: (sherl.MTSA(3, WIDTH, 5, down="batchnorm", up_norm="batchnorm"), [layer(activation="relu")],
@@ -113,7 +130,12 @@ def samples_of(net, samples=5, tokens=9, mask=None, seed=0):
         sides = [(4 * window, 3 * window) for window in early.pool]
         return [rng.standard_normal((samples, *side, width), dtype=np.float32)
                 for side, width in zip(sides, early.features)], {}
+    tables = [block.rows for block in net.late if isinstance(block, sherl.Positions) and block.rows]
+    tokens = max(tables, default=tokens)
     taps = [rng.standard_normal((samples, tokens, width), dtype=np.float32) for width in early.features]
+    for block in net.late:
+        if isinstance(block, sherl.Positions) and block.rows is None:
+            taps.append(rng.standard_normal((samples, tokens, WIDTH), dtype=np.float32))
     if early._pooled:
         taps.append(rng.standard_normal((samples, early.out_features), dtype=np.float32))
     others, kept = {}, np.ones((samples, tokens), bool)
@@ -122,6 +144,7 @@ def samples_of(net, samples=5, tokens=9, mask=None, seed=0):
         if mask == "holes":
             kept = rng.random((samples, tokens)) < 0.5
             kept[:, tokens // 2] = True
+        kept |= bool(tables)  # every sample has as many rows as the table
         others["mask"] = kept
     if net.head._takes_positions:
         others["positions"] = rng.integers(0, kept.sum(axis=1))

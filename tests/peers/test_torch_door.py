@@ -519,7 +519,7 @@ def test_a_plain_module_predicts_the_same(name):
         close(found, made.forward(taps, **others))
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "resnet"])
+@pytest.mark.parametrize("name", ["bert", "t5", "resnet", "decoder of T5", "table of positions"])
 def test_gradients_of_a_plain_module(name):
     made = make(name)
     module = sherl.torch.to_torch(made)

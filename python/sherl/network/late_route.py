@@ -14,15 +14,18 @@ LATE = (TransformerLayer, ResidualBlock, LayerNorm, RMSNorm, Positions, Queries,
 # What gives the inputs that a layer may read beside x.
 _GIVERS = {"positions": "Positions, or Queries with positions,", "memory": "Queries",
            "memory_positions": "Positions before the Queries"}
+_MEANT = {"positions": "positions", "memory": "a memory", "memory_positions": "positions of the memory"}
 
 
 def check_late(early, late, head):
     """Raise where the blocks do not fit each other."""
     width, before, known = early.out_features, "early", {}
+    unread = {}  # what no layer has read so far, and which block gives it
     for number, block in enumerate(late):
         name = f"late[{number}]"
         _check_kind(name, block, early, known)
         for read, channels in block._inputs()[1:]:
+            unread.pop(read, None)
             if read not in known:
                 raise ValueError(f"{name} must read x alone unless a block before it in late gives the rest, but it reads "
                                  f"{read}, which {_GIVERS[read]} would give")
@@ -31,13 +34,17 @@ def check_late(early, late, head):
         if isinstance(block, Queries):
             known = {"memory": width, **({"memory_positions": width} if "positions" in known else {}),
                      **({"positions": block.features} if block.positions else {})}
+            unread = {"memory_positions" if read == "positions" else read: giver for read, giver in unread.items()}
+            unread.update(dict.fromkeys(["memory", "positions"][: 1 + block.positions], name))
         elif block.features != width:
             raise ValueError(f"{name} must have the {width} features that {before} gives, got {block.features}")
         elif isinstance(block, Positions):
-            known["positions"] = width
+            known["positions"], unread["positions"] = width, name
         width, before = block.out_features, name
     if head.features != width:
         raise ValueError(f"head must have the {width} features that {before} gives, got {head.features}")
+    for read, giver in unread.items():
+        raise ValueError(f"{giver} gives {_MEANT[read]}, which no layer behind it reads")
 
 
 def _check_kind(name, block, early, known):

@@ -82,9 +82,14 @@ def _up(w, settings, g):
     return w.layer_norm("up.norm", y, settings["up_norm_eps"]) if norm == "layernorm" else y
 
 
-def transformer_layer(w, settings, x, mask):
+def transformer_layer(w, settings, x, mask, positions=None, memory=None, memory_positions=None, memory_mask=None):
     """A transformer layer, with the options of all families."""
-    x = _sublayer(w, settings, "attention", x, lambda n: _attend(w, settings, n, mask))
+    positions = positions if settings["positions"] else None
+    memory_positions = memory_positions if settings["memory_positions"] else None
+    x = _sublayer(w, settings, "attention", x, lambda n: _attend(w, settings, n, mask, positions))
+    if settings["memory_features"] is not None:
+        x = _sublayer(w, settings, "cross", x,
+                      lambda n: _attend_to(w, settings, n, positions, memory, memory_positions, memory_mask))
     return _sublayer(w, settings, "feed_forward", x, lambda n: _feed_forward(w, settings, n))
 
 
@@ -107,20 +112,60 @@ def _feed_forward(w, settings, n):
     return w.linear("down", w.writer.multiply(gate, w.linear("up", n)))
 
 
-def _attend(w, settings, n, mask):
-    writer = w.writer
-    heads, key_heads, size = settings["heads"], settings["key_heads"], settings["head_size"]
-    query, key, value = (
-        writer.transpose(writer.reshape(w.linear(part, n), 0, 0, count, size), 0, 2, 1, 3)
-        for part, count in (("query", heads), ("key", key_heads), ("value", key_heads))
+def _heads(w, settings, prefix, asking, asked, told):
+    """Queries, keys and values, (batch, heads, rows, channels of a head)."""
+    writer, key_heads = w.writer, settings["key_heads"]
+    parts = (("query", asking, settings["heads"]), ("key", asked, key_heads), ("value", told, key_heads))
+    return (
+        writer.transpose(writer.reshape(w.linear(prefix + part, x), 0, 0, count, settings["head_size"]), 0, 2, 1, 3)
+        for part, x, count in parts
     )
+
+
+def _shared(writer, settings, key, value):
+    """Keys and values, one head for each of the queries'."""
+    heads, key_heads = settings["heads"], settings["key_heads"]
+    if key_heads == heads:
+        return key, value
+    shared = writer.whole(*np.repeat(np.arange(key_heads), heads // key_heads))
+    return (writer.node("Gather", each, shared, axis=1) for each in (key, value))
+
+
+def _scores(writer, settings, query, key):
+    return writer.multiply(writer.node("MatMul", query, writer.transpose(key, 0, 1, 3, 2)), settings["scale"])
+
+
+def _mixed(w, settings, prefix, scores, value):
+    writer = w.writer
+    mixed = writer.node("MatMul", writer.node("Softmax", scores, axis=-1), value)
+    rows = writer.reshape(writer.transpose(mixed, 0, 2, 1, 3), 0, 0, settings["heads"] * settings["head_size"])
+    return w.linear(prefix + "output", rows)
+
+
+def _added(writer, x, positions):
+    return x if positions is None else writer.add(x, positions)
+
+
+def _attend_to(w, settings, n, positions, memory, memory_positions, mask):
+    writer = w.writer
+    query, key, value = _heads(w, settings, "cross_", _added(writer, n, positions),
+                               _added(writer, memory, memory_positions), memory)
+    key, value = _shared(writer, settings, key, value)
+    scores = _scores(writer, settings, query, key)
+    if mask is not None:
+        scores = writer.where(writer.unsqueeze(writer.unsqueeze(mask, 1), 1), scores, LEFT_OUT)
+    return _mixed(w, settings, "cross_", scores, value)
+
+
+def _attend(w, settings, n, mask, positions):
+    writer = w.writer
+    placed = _added(writer, n, positions)
+    query, key, value = _heads(w, settings, "", placed, placed, n)
     place = _positions_of(writer, n, mask)
     if settings["rotary_theta"] is not None:
         query, key = (_turn(writer, settings, each, place) for each in (query, key))
-    if key_heads != heads:
-        shared = writer.whole(*np.repeat(np.arange(key_heads), heads // key_heads))
-        key, value = (writer.node("Gather", each, shared, axis=1) for each in (key, value))
-    scores = writer.multiply(writer.node("MatMul", query, writer.transpose(key, 0, 1, 3, 2)), settings["scale"])
+    key, value = _shared(writer, settings, key, value)
+    scores = _scores(writer, settings, query, key)
     distance = writer.subtract(writer.unsqueeze(place, 1), writer.unsqueeze(place, 2))  # of the key from the query
     if settings["position_buckets"]:
         bias = writer.node("Gather", w["position_bias.weight"], _bucket(writer, settings, distance), axis=0)
@@ -130,8 +175,16 @@ def _attend(w, settings, n, mask):
     if settings["causal"]:
         later = writer.node("Greater", distance, writer.constant(0, np.int64))
         scores = writer.where(writer.unsqueeze(later, 1), LEFT_OUT, scores)
-    mixed = writer.node("MatMul", writer.node("Softmax", scores, axis=-1), value)
-    return w.linear("output", writer.reshape(writer.transpose(mixed, 0, 2, 1, 3), 0, 0, heads * size))
+    return _mixed(w, settings, "", scores, value)
+
+
+def queries(w, settings, x):
+    """The rows that enter a decoder, for every sample of x, and their positions or None."""
+    writer = w.writer
+    places = w["positions"] if settings["positions"] else None
+    start = w.array("start") if settings["start"] else np.zeros((settings["count"], settings["features"]), np.float32)
+    shape = writer.node("Concat", writer.length(x, 0), writer.whole(*start.shape), axis=0)
+    return writer.node("Expand", writer.constant(start), shape), places
 
 
 def _turn(writer, settings, x, place):

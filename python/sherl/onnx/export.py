@@ -8,7 +8,9 @@ from ..blocks.residual import BasicBlock, Bottleneck
 from ..blocks.foreign import ForeignLayer
 from ..blocks.norm import LayerNorm, RMSNorm
 from ..blocks.queries import Positions, Queries
+from ..blocks.transformer import TransformerLayer
 from ..checks import flag, write_files
+from ..network.late_route import given_positions, queries_of
 from ..network.side_network import SideNetwork
 from ..network.weights_of_blocks import described, weights_of_block
 from . import blocks
@@ -16,7 +18,6 @@ from .writer import IR_VERSION, OPSET, Weights, Writer
 
 __all__ = ["to_onnx"]
 
-# The others are transformer layers.
 _KINDS = {Bottleneck: blocks.bottleneck, BasicBlock: blocks.basic_block, LayerNorm: blocks.norm, RMSNorm: blocks.norm}
 
 
@@ -24,7 +25,8 @@ def to_onnx(network, path, mask=True):
     """Write a network as an ONNX file, to be served without sherl.
 
     The inputs are ``tap0``, ``tap1`` …, float32 of shape (batch, tokens, channels), or images
-    (batch, height, width, channels), of a tower one more of shape (batch, channels); ``mask``, bool of shape
+    (batch, height, width, channels), of a tower one more of shape (batch, channels), or of position rows where the
+    network reads them (batch, tokens, channels); ``mask``, bool of shape
     (batch, tokens); and ``positions``, int64 of shape (batch,), with a head whose pool is "position". The output is
     ``outputs``, what `SideNetwork.forward` gives. Batch, tokens, heights and widths are free.
 
@@ -54,8 +56,6 @@ def to_onnx(network, path, mask=True):
         if isinstance(layer, ForeignLayer):
             raise ValueError(f"late[{number}] is a module of PyTorch, which sherl cannot write as ONNX: use torch.onnx "
                              "on what sherl.torch.to_torch gives")
-        if isinstance(layer, (Positions, Queries)):
-            raise ValueError(f"late[{number}] begins a decoder or gives positions, which sherl does not write as ONNX")
     writer = Writer(helper, numpy_helper)
     masked = flag(mask, "mask") and not network.early.images
     inputs = _inputs(network, masked)
@@ -64,7 +64,7 @@ def to_onnx(network, path, mask=True):
     writer.nodes.append(helper.make_node("Identity", [output], ["outputs"]))
     shape = ["batch", network.head.out_features]
     if not network.head._pooled:
-        shape.insert(1, "tokens")
+        shape.insert(1, queries_of(network.late) or "tokens")
     kinds = {"mask": np.bool_, "positions": np.int64}
 
     def value(name, shape):
@@ -88,6 +88,8 @@ def _inputs(network, masked):
         inputs[f"tap{number}"] = ["batch", *places, channels]
     if early._pooled:
         inputs[f"tap{early.taps}"] = ["batch", early.out_features]
+    if given_positions(network.late) is not None:
+        inputs[f"tap{early.taps}"] = ["batch", "tokens", given_positions(network.late)]
     if masked:
         inputs["mask"] = ["batch", "tokens"]
     if network.head._takes_positions:
@@ -100,11 +102,23 @@ def _write(network, writer, taps, mask):
         return Weights(writer, weights_of_block(block)[0]), described(block)
 
     early, head = network.early, network.head
-    x = blocks.adapter(*part(early), taps, mask)
+    given = taps.pop() if given_positions(network.late) is not None else None
+    x, beside = blocks.adapter(*part(early), taps, mask), {}
     for layer in network.late:
-        x = _KINDS.get(type(layer), blocks.transformer_layer)(*part(layer), x, mask)
+        if isinstance(layer, Positions):
+            beside["positions"] = given if layer.rows is None else part(layer)[0]["table"]
+            continue
+        if isinstance(layer, Queries):
+            beside = {"memory": x, "memory_positions": beside.get("positions"), "memory_mask": mask}
+            (x, beside["positions"]), mask = blocks.queries(*part(layer), x), None
+            continue
+        if isinstance(layer, TransformerLayer):
+            x = blocks.transformer_layer(*part(layer), x, mask, **beside)
+            continue
+        x = _KINDS[type(layer)](*part(layer), x, mask)
     if not head._pooled:
         return blocks.row_head(*part(head), x, mask)
-    dimensions = 2 if early._pooled else 4 if early.images else 3
+    decodes = queries_of(network.late) is not None
+    dimensions = 2 if early._pooled else 4 if early.images and not decodes else 3
     positions = "positions" if head._takes_positions else None
     return blocks.pooled_head(*part(head), x, dimensions, mask, positions)

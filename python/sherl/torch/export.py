@@ -14,8 +14,10 @@ from . import plain
 
 __all__ = ["to_torch"]
 
-# The others are transformer layers.
-_KINDS = {Bottleneck: plain.Bottleneck, BasicBlock: plain.BasicBlock, LayerNorm: plain.Norm, RMSNorm: plain.Norm}
+_KINDS = {  # the others are transformer layers
+    Bottleneck: plain.Bottleneck, BasicBlock: plain.BasicBlock, LayerNorm: plain.Norm, RMSNorm: plain.Norm,
+    Positions: plain.Positions, Queries: plain.Queries,
+}  # fmt: skip
 
 
 def to_torch(network):
@@ -34,9 +36,6 @@ def to_torch(network):
     """
     if not isinstance(network, SideNetwork):
         raise TypeError(f"network must be a SideNetwork, got {type(network).__name__}")
-    for number, layer in enumerate(network.late):
-        if isinstance(layer, (Positions, Queries)):
-            raise ValueError(f"late[{number}] begins a decoder or gives positions, which to_torch does not write down")
     late = [_late(layer) for layer in network.late]
     head = plain.Pooled if network.head._pooled else plain.EachRow
     return plain.Network(_part(plain.Adapter, network.early), late, _part(head, network.head)).eval()

@@ -147,8 +147,12 @@ class Adapter(Part):
 class Layer(Part):
     """A transformer layer, with the options of all families."""
 
-    def forward(self, x, mask=None):
-        x = self.sublayer("attention", x, lambda n: self.attend(n, mask))
+    def forward(self, x, mask=None, positions=None, memory=None, memory_positions=None, memory_mask=None):
+        positions = positions if self.settings["positions"] else None
+        memory_positions = memory_positions if self.settings["memory_positions"] else None
+        x = self.sublayer("attention", x, lambda n: self.attend(n, mask, positions))
+        if self.settings["memory_features"] is not None:
+            x = self.sublayer("cross", x, lambda n: self.attend_to(n, positions, memory, memory_positions, memory_mask))
         return self.sublayer("feed_forward", x, self.feed_forward)
 
     def sublayer(self, name, x, function):
@@ -171,18 +175,36 @@ class Layer(Part):
             return self.linear("down", activation(self.linear("gate", n)) * self.linear("up", n))
         return self.linear("down", activation(self.linear("up", n)))
 
-    def attend(self, n, mask):
+    def heads_of(self, prefix, asking, asked, told):
         settings = self.settings
         heads, key_heads, size = settings["heads"], settings["key_heads"], settings["head_size"]
-        query, key, value = (
-            self.linear(part, n).unflatten(-1, (count, size)).transpose(1, 2)
-            for part, count in (("query", heads), ("key", key_heads), ("value", key_heads))
-        )
+        parts = (("query", asking, heads), ("key", asked, key_heads), ("value", told, key_heads))
+        return (self.linear(prefix + part, x).unflatten(-1, (count, size)).transpose(1, 2) for part, x, count in parts)
+
+    def scores_of(self, query, key):
+        shared = self.settings["heads"] // self.settings["key_heads"]
+        return self.settings["scale"] * query @ key.repeat_interleave(shared, dim=1).transpose(-1, -2)
+
+    def mixed(self, prefix, scores, value):
+        settings = self.settings
+        value = value.repeat_interleave(settings["heads"] // settings["key_heads"], dim=1)
+        shares = F.dropout(torch.softmax(scores, dim=-1), settings["attention_dropout"], self.training)
+        return self.linear(prefix + "output", (shares @ value).transpose(1, 2).flatten(-2))
+
+    def attend_to(self, n, positions, memory, memory_positions, mask):
+        query, key, value = self.heads_of("cross_", added(n, positions), added(memory, memory_positions), memory)
+        scores = self.scores_of(query, key)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], LEFT_OUT)
+        return self.mixed("cross_", scores, value)
+
+    def attend(self, n, mask, positions):
+        settings, placed = self.settings, added(n, positions)
+        query, key, value = self.heads_of("", placed, placed, n)
         place = positions_of(n, mask)  # (batch or 1, tokens)
         if settings["rotary_theta"] is not None:
             query, key = self.turn(query, place), self.turn(key, place)
-        key, value = (each.repeat_interleave(heads // key_heads, dim=1) for each in (key, value))
-        scores = settings["scale"] * query @ key.transpose(-1, -2)
+        scores = self.scores_of(query, key)
         distance = place.unsqueeze(1) - place.unsqueeze(2)  # of the key from the query
         if settings["position_buckets"]:
             scores = scores + self.tensor("position_bias.weight")[self.bucket(distance)].permute(0, 3, 1, 2)
@@ -190,8 +212,7 @@ class Layer(Part):
             scores = scores.masked_fill(~mask[:, None, None, :], LEFT_OUT)
         if settings["causal"]:
             scores = scores.masked_fill((distance > 0).unsqueeze(1), LEFT_OUT)
-        shares = F.dropout(torch.softmax(scores, dim=-1), settings["attention_dropout"], self.training)
-        return self.linear("output", (shares @ value).transpose(1, 2).flatten(-2))
+        return self.mixed("", scores, value)
 
     def turn(self, x, place):
         """Rotary positions: x (batch, heads, tokens, channels of a head)."""
@@ -216,6 +237,23 @@ class Layer(Part):
         octaves = torch.log(steps.clamp_min(1).float() / exact) / math.log(furthest / exact)
         far = (exact + (octaves * (count - exact)).long()).clamp_max(count - 1)
         return first + torch.where(steps < exact, steps, far)
+
+
+class Positions(Part):
+    """Rows of positions that layers add to what makes queries and keys: a table, or those that samples bring along."""
+
+    def forward(self, given):
+        return given if self.settings["rows"] is None else self.table.unsqueeze(0)
+
+
+class Queries(Part):
+    """The queries of a decoder: the rows that enter it, and their positions or None."""
+
+    def forward(self, x):
+        tables = {name: self.tensor(name) for name in ("positions", "start")}
+        places, start = (None if table is None else table.unsqueeze(0) for table in tables.values())
+        start = torch.zeros_like(places) if start is None else start
+        return start.expand(len(x), -1, -1), places
 
 
 class Norm(Part):
@@ -360,7 +398,8 @@ class Network(nn.Module):
         Parameters
         ----------
         taps : list of torch.Tensor, each of shape (batch, tokens, channels)
-            Or images (batch, height, width, channels); of a tower one more, its output (batch, channels).
+            Or images (batch, height, width, channels); of a tower one more, its output (batch, channels); rows of
+            positions (batch, tokens, channels), where the network reads them.
         mask : torch.Tensor of bool, shape (batch, tokens), optional
             True where a row is meant.
         positions : torch.Tensor of int, shape (batch,), optional
@@ -370,10 +409,22 @@ class Network(nn.Module):
         -------
         torch.Tensor, shape (batch, outputs), or (batch, tokens, outputs) of a head with outputs for every row
         """
-        x = self.early(taps, mask)
+        brings = any(isinstance(layer, Positions) and layer.settings["rows"] is None for layer in self.late)
+        taps, given = (taps[:-1], taps[-1]) if brings else (taps, None)
+        x, beside = self.early(taps, mask), {}
         for layer in self.late:
-            x = layer(x, mask)
+            if isinstance(layer, Positions):
+                beside["positions"] = layer(given)
+            elif isinstance(layer, Queries):
+                beside = {"memory": x, "memory_positions": beside.get("positions"), "memory_mask": mask}
+                (x, beside["positions"]), mask = layer(x), None
+            else:
+                x = layer(x, mask, **beside) if isinstance(layer, Layer) else layer(x, mask)
         return self.head(x, mask if x.ndim == 3 else None, positions)
+
+
+def added(x, positions):
+    return x if positions is None else x + positions
 
 
 def window_pool(x, size):
