@@ -14,7 +14,7 @@ pytestmark = pytest.mark.core
 DEPTHS, WIDTHS, STEM = (2, 1, 1, 2), (3, 4, 5, 6), 8
 
 
-def resnet_weights(seed=0):
+def resnet_weights(seed=0, depths=DEPTHS):
     """Return the weights of a small ResNet by torchvision's names."""
     random = np.random.default_rng(seed)
     weights = {"fc.weight": np.zeros((2, 24), np.float32)}
@@ -27,7 +27,7 @@ def resnet_weights(seed=0):
 
     add("conv1", "bn1", (STEM, 3, 7, 7))
     features = STEM
-    for stage, (depth, width) in enumerate(zip(DEPTHS, WIDTHS), 1):
+    for stage, (depth, width) in enumerate(zip(depths, WIDTHS), 1):
         for block in range(depth):
             place = f"layer{stage}.{block}."
             add(place + "conv1", place + "bn1", (width, features, 1, 1))
