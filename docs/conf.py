@@ -25,6 +25,7 @@ numpydoc_show_class_members = False
 PAGES = {
     "../benchmarks/README.md": "benchmarks.md",
     "../benchmarks/RESULTS.md": "results-benchmarks.md",
+    "../README.md": "index.md",
     "../CONTRIBUTING.md": "contributing.md",
     "../CHANGELOG.md": "changelog.md",
     "../examples": "examples.md",
@@ -46,6 +47,8 @@ def setup(app):
     def include(app, path, name, content):
         if path.parent.name == "benchmarks":
             content[0] = _with_links(content[0], PAGES_OF_BENCHMARKS)
+        else:  # a file of the repository's root
+            content[0] = content[0].replace("](docs/", "](")
 
     app.connect("source-read", read)
     app.connect("include-read", include)

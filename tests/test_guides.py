@@ -28,10 +28,10 @@ def blocks_of(path):
     return [(text.count("\n", 0, found.start(1)), found[1]) for found in examples]
 
 
-def run(name, names=None, first=0):
-    """Run the examples of a page of docs/ one after the other, from the given one on; return all names."""
+def run(name, names=None, first=0, last=None):
+    """Run the examples of a page of docs/ one after the other, all or some; return all names."""
     path, names = DOCS / name, {} if names is None else names
-    for line, block in blocks_of(path)[first:]:
+    for line, block in blocks_of(path)[first:last]:
         exec(compile("\n" * line + block, str(path), "exec"), names)
     return names
 
@@ -41,8 +41,8 @@ def test_every_example_is_run():
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if blocks_of(path)}
     files = ("test_guides.py", "peers/test_guides_of_doors.py")
     tests = "".join((TESTS / name).read_text(encoding="utf-8") for name in files)
-    # A page that is run with first= is run in full by the other file.
-    assert pages == set(re.findall(r'\brun\("([^"]+)"(?!.*first=)', tests))
+    # A page that is run with first= or last= is run in full as well.
+    assert pages == set(re.findall(r'\brun\("([^"]+)"(?!.*(?:first|last)=)', tests))
 
 
 def test_everything_public_is_in_the_reference():
@@ -94,10 +94,10 @@ def test_retrieval():
 
 def test_detection():
     pytest.importorskip("scipy")
-    names = run("how-to-detection.md")
+    names = run("how-to-detection.md", last=1)
     assert names["outputs"].shape == (32, 5, 7)
     assert names["history"].epochs[-1]["loss"] < 0.5 * names["history"].epochs[0]["loss"]
-    names = run("how-to-detection.md", 2)
+    names = run("how-to-detection.md")
     assert names["net"].forward([*names["states"], names["places"]]).shape == (32, 5, 7)
     assert names["history"].epochs[-1]["loss"] < 0.7 * names["history"].epochs[0]["loss"]
 
