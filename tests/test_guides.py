@@ -200,14 +200,18 @@ def test_concepts_and_questions():
         sherl.set_num_threads(before)
 
 
-def test_backbones(tmp_path, monkeypatch):
+def test_backbones(language_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["<s>", "<pad>", "<unk>", "</s>", "a", "fine", "film", "dull", "one"]
     write_tokenizer(write_tiny_model(tmp_path / "roberta-base", "roberta"), words)
     write_tiny_model(tmp_path / "dinov2-small", "dinov2")
     write_resnet(tmp_path / "resnet50", resnet_weights(depths=(3, 4, 6, 3)))
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    names = run("how-to-backbones.md", {"images": images})
+    tokens, patches = (sherl.Features([np.ones((rows, 384), np.float32)] * 6, lengths=[rows // 2] * 2) for rows in (4, 6))
+    names = {"images": images, "text_features": tokens, "image_features": patches, "answers": 3,
+             "language_model": sherl.load_backbone(language_model), "text_of_sample": [0, 0], "image_of_sample": [0, 1]}
+    names = run("how-to-backbones.md", names)
+    assert names["net"].predict(names["joined"]).shape == (2,)
     assert names["vectors"].shape == (1, 16)
     assert names["features"].sizes[3].tolist() == [[2, 2], [2, 2]]
 
