@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import json
 import re
 import sys
 import tarfile
@@ -194,3 +195,17 @@ def test_visual_questions(vit, language_model, monkeypatch, capsys):
     visual_questions.main(["--train", "48", "--test", "20", "--size", "8", "--hidden", "8", "--epochs", "2",
                            "--batch-size", "8", "--seeds", "0"])  # fmt: skip
     assert float(table_of(capsys, "SHERL")[1].split()[0]) >= 0.5
+
+
+def test_notebooks_are_kept_with_their_outputs_and_small():
+    folder = Path(__file__).parents[1] / "examples"
+    notebooks = sorted(folder.glob("*.ipynb"))
+    listed = re.findall(r"examples/(\w+\.ipynb)\)", (folder.parent / "docs" / "examples.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == [path.name for path in notebooks]
+    for path in notebooks:
+        outputs = [output for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+                   for output in cell.get("outputs", [])]  # fmt: skip
+        assert outputs and all(output["output_type"] != "error" for output in outputs), path.name
+        pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+        assert all(len(picture) < 137_000 for picture in pictures), path.name  # base64 of 100 kB
+    assert sum(path.stat().st_size for path in notebooks) < 1_000_000

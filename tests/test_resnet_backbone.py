@@ -17,7 +17,7 @@ DEPTHS, WIDTHS, STEM = (2, 1, 1, 2), (3, 4, 5, 6), 8
 BASIC_CHANNELS = (STEM, 10, 12, 14)  # of the stages of a ResNet of basic blocks, whose first has no shortcut map
 
 
-def resnet_weights(seed=0, basic=False):
+def resnet_weights(seed=0, basic=False, depths=DEPTHS):
     """Return the weights of a small ResNet of bottlenecks, or of basic blocks, by torchvision's names."""
     random = np.random.default_rng(seed)
     weights = {"fc.weight": np.zeros((2, 24), np.float32)}
@@ -30,7 +30,7 @@ def resnet_weights(seed=0, basic=False):
 
     add("conv1", "bn1", (STEM, 3, 7, 7))
     features = STEM
-    for stage, (depth, width) in enumerate(zip(DEPTHS, WIDTHS), 1):
+    for stage, (depth, width) in enumerate(zip(depths, WIDTHS), 1):
         for block in range(depth):
             place = f"layer{stage}.{block}."
             if basic:
