@@ -125,7 +125,8 @@ def scipy_openblas() -> Blas:
         import scipy_openblas32
     except ImportError:
         raise BuildError(
-            "the build needs the scipy-openblas32 package; install it, or set SHERL_BLAS=system to use the system's OpenBLAS"
+            "the build needs the scipy-openblas32 package; install it, or set SHERL_BLAS=system to use the "
+            "system's OpenBLAS"
         ) from None
     from importlib.metadata import distribution
 
@@ -154,7 +155,7 @@ def pkg_config(option: str) -> list[str]:
 
 
 def compile_all(compiler: list[str], work: list[tuple[Unit, list[str]]], folder: Path) -> list[Path]:
-    """Compile each unit with its flags, as many at once as there are processors; the objects come in the order of the work.
+    """Compile each unit with its flags, as many at once as there are processors; objects come in the order of the work.
 
     An object that is newer than its source and every header that it read is kept. Objects of different flags lie
     in different folders, so a change of flags never meets a stale one.

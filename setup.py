@@ -79,7 +79,8 @@ class BuildCore(build_ext):
         patchelf("--set-soname", library.name, partial)
         foreign = [name for name in patchelf("--print-needed", partial).split() if not SYSTEM_LIBRARIES.fullmatch(name)]
         if foreign:
-            raise build_sources.BuildError(f"{blas.library} needs {', '.join(foreign)}, which would have to be bundled too")
+            raise build_sources.BuildError(f"{blas.library} needs {', '.join(foreign)}, which would have to be bundled "
+                                           "too")
         os.replace(partial, library)
         return library
 

@@ -1,8 +1,8 @@
 """Whole fine-tuning, backbone included: MiniLM with a side network on sentences of two classes, in sherl and PyTorch.
 
 Both sides get the same token ids, batches, first weights and settings, so that they follow the same course and
-differ in speed alone. Hidden states of the frozen backbone are either kept from the first epoch on, or computed anew for
-every batch.
+differ in speed alone. Hidden states of the frozen backbone are either kept from the first epoch on, or computed anew
+for every batch.
 """
 
 import dataclasses
@@ -116,10 +116,10 @@ class Torch:
     """The same in PyTorch with the backbone of the transformers library."""
 
     def __init__(self, task, keep, threads):
-        import sherl
         import torch
         import transformers
 
+        import sherl
         from benchmarks import peer_torch
 
         torch.set_num_threads(threads)

@@ -1,9 +1,9 @@
 """Floating-point operations that one training step needs, counted from its sizes.
 
 A product of (m, k) and (k, n) counts 2 m k n. Only products are counted: what is done element by element (norms,
-activations, softmax, the optimizer) is memory traffic rather than arithmetic, and adds under two percent. Every function
-gives the operations of forward plus backward, without any that could be left out: no gradient of taps or of frozen
-weights, no padding, and of the late layer only the rows that the head reads.
+activations, softmax, the optimizer) is memory traffic rather than arithmetic, and adds under two percent. Every
+function gives the operations of forward plus backward, without any that could be left out: no gradient of taps or of
+frozen weights, no padding, and of the late layer only the rows that the head reads.
 """
 
 from benchmarks.problem import EXPANSION
@@ -29,7 +29,7 @@ def adapter(rows, taps, features, hidden):
 
 
 def whole_layer(lengths, features):
-    """A frozen transformer layer that computes every row: each product once forward, and once backward for its input."""
+    """A frozen transformer layer that computes every row: each product once forward, once backward for its input."""
     weights = sum(2 * product(sum(lengths), inner, outer) for inner, outer in layer_maps(features))
     # Scores and weighted sums take a product each; backward has two operands for each of them.
     attention = sum(3 * 2 * product(length, features, length) for length in lengths)

@@ -6,12 +6,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot, ticker  # noqa: E402  (the backend is chosen first)
+from matplotlib import pyplot, ticker
 
-from benchmarks import sweeps as sweep_jobs  # noqa: E402
-from benchmarks.compare import SHERL  # noqa: E402
-from benchmarks.report import MEBIBYTE, fastest, target_score  # noqa: E402
-from benchmarks.sides import BFLOAT16, FIRST_ROW  # noqa: E402
+from benchmarks import sweeps as sweep_jobs
+from benchmarks.compare import SHERL
+from benchmarks.report import MEBIBYTE, fastest, target_score
+from benchmarks.sides import BFLOAT16, FIRST_ROW
 
 # Colours that stay apart for colour-blind readers; a peer has the same one in every picture.
 COLOURS = {SHERL: "#D55E00", BFLOAT16: "#E69F00", "PyTorch": "#0072B2", "PyTorch, first row": "#56B4E9",

@@ -225,8 +225,8 @@ def page(results, plan, day):
         "## Not measured", "", *unmeasured(results), "",
         "## One training step", "",
         f"{first.batch} samples of {first.tokens} tokens, {first.threads} threads. A head reads the first token of a "
-        "sample or the mean of all. *First row*: the late layer computes only the row that is read; other peers compute "
-        "all rows. *Bfloat16* is sherl's late route, or PyTorch's autocast.", "",
+        "sample or the mean of all. *First row*: the late layer computes only the row that is read; other peers "
+        "compute all rows. *Bfloat16* is sherl's late route, or PyTorch's autocast.", "",
         "![Ratios to sherl](plots/steps.png)", "", *step_table(results.models),
         "## Batches with the lengths of real texts", "",
         f"{base.batch} samples with lengths drawn from those of the task's training texts; the peers pad them to the "

@@ -63,7 +63,8 @@ def accuracy_table(what, runs, plain, size=None):
         rows.append([name, *([f"{size[name] / MEBIBYTE:.0f}"] if size else []),
                      ", ".join(f"{100 * run.accuracy:.1f}" for run in found),
                      f"{100 * statistics.mean(run.accuracy for run in found):.1f}",
-                     "" if name == plain else f"{100 * like:.1f} %", f"{statistics.median(run.seconds for run in found):.2f}"])
+                     "" if name == plain else f"{100 * like:.1f} %",
+                     f"{statistics.median(run.seconds for run in found):.2f}"])
     return table([what, *(["features, MiB"] if size else []), "dev accuracy of each seed, %", "mean, %",
                   f"predictions as with {plain}", "processor s an epoch"], rows)
 

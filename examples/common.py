@@ -185,8 +185,8 @@ class Training(Measured):
 
 
 TRAINING_COLUMNS = ["seconds", "core seconds", "memory"]
-EXPLANATION = ("seconds: wall time of the first training, core seconds: processor time over all cores, memory: growth of "
-               "resident memory in it, beyond frozen weights and features; planned: what memory_plan told")  # fmt: skip
+EXPLANATION = ("seconds: wall time of the first training, core seconds: processor time over all cores, memory: growth "
+               "of resident memory in it, beyond frozen weights and features; planned: what memory_plan says")
 
 
 def add_common_options(parser, seeds=(0, 1, 2)):

@@ -2,9 +2,9 @@
 
     python examples/detection_shapes.py
 
-Images are drawn here: one to three disks, rectangles and triangles on noise. Every patch of an image is a query that may
-give a box; Hungarian matching pairs boxes with objects in training. There is no decoder: the rows of the late layer, in
-which patches attend to each other, are the queries. Needs `pip install 'sherl[demo,onnx,image,detection]'`.
+Images are drawn here: one to three disks, rectangles and triangles on noise. Every patch of an image is a query that
+may give a box; Hungarian matching pairs boxes with objects in training. There is no decoder: the rows of the late
+layer, in which patches attend to each other, are the queries. Needs `pip install 'sherl[demo,onnx,image,detection]'`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MOST_OBJECTS = 3
 
 
 def draw_scene(random, size):
-    """Return one image, its boxes (center x, center y, width, height, in shares of the image) and its objects' classes."""
+    """Return one image, its boxes (center x, center y, width, height, in shares of the image) and their classes."""
     image = random.uniform(0, 60, (size, size, 3)) + random.uniform(0, 120, 3)
     y, x = np.mgrid[0:size, 0:size] + 0.5
     boxes, labels = [], []

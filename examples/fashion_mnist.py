@@ -3,8 +3,9 @@
     python examples/fashion_mnist.py                       # a vision transformer
     python examples/fashion_mnist.py --backbone resnet     # a ResNet
 
-The images are H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
-Algorithms", 2017 (MIT), from Debian's package dataset-fashion-mnist. Needs `pip install 'sherl[demo,onnx,image]'`.
+The images are H. Xiao, K. Rasul and R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine
+Learning Algorithms", 2017 (MIT), from Debian's package dataset-fashion-mnist. Needs `pip install
+'sherl[demo,onnx,image]'`.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python examples/visual_questions.py
 
-A sample's rows are the tokens of its question, from all-MiniLM-L6-v2, and behind them the patches of its picture, from a
-vision transformer of as many channels. The adapter reads both alike, and the language model's last layer, frozen, lets
-tokens and patches attend to each other. Pictures and questions are V. Zhou's easy-VQA 1.0 (MIT), of PyPI's package
+A sample's rows are the tokens of its question, from all-MiniLM-L6-v2, and behind them the patches of its picture, from
+a vision transformer of as many channels. The adapter reads both alike, and the language model's last layer, frozen,
+lets tokens and patches attend to each other. Pictures and questions are V. Zhou's easy-VQA 1.0 (MIT), of PyPI's package
 easy-vqa. Needs `pip install 'sherl[demo,onnx,image]'`.
 """
 

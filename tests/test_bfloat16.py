@@ -70,7 +70,8 @@ def linear(core, depth, columns, role="frozen", seed=0):
     return graph.compile(True), weight, bias
 
 
-@pytest.mark.parametrize("depth, columns", [(1, 1), (2, 16), (7, 5), (31, 64), (33, 65), (192, 100), (193, 17), (385, 130)])
+@pytest.mark.parametrize("depth, columns",
+                         [(1, 1), (2, 16), (7, 5), (31, 64), (33, 65), (192, 100), (193, 17), (385, 130)])
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 70, 300])
 def test_products_are_those_of_rounded_factors(rows, depth, columns):
     if not AVAILABLE:

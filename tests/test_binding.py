@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from binding_problem import CHANNELS, CLASSES, Classification, layer_weights, settled
+
 from sherl import _core, _core_double
 
 pytestmark = pytest.mark.core
@@ -51,7 +51,7 @@ def test_signatures_are_those_of_the_stub(core, name, stub):
 
 
 def test_configuration(core):
-    assert core.REAL == {"_core": "float32", "_core_double": "float64"}[core.__name__.split(".")[1]]
+    assert {"_core": "float32", "_core_double": "float64"}[core.__name__.split(".")[1]] == core.REAL
     before = core.threads()
     assert set(core.config()) == {"version", "blas", "instruction_set", "bfloat16", "threads"}
     try:

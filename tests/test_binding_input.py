@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from binding_problem import CHANNELS, CLASSES, Classification, layer_weights, settled
+
 from sherl import _core, _core_double
 
 pytestmark = pytest.mark.core

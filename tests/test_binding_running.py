@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
-
 from binding_problem import CLASSES, Classification, layer_weights, settled
+
 from sherl import _core, _core_double
 
 pytestmark = pytest.mark.core

@@ -14,12 +14,14 @@ from command_line_place import WORDS, sentences, write_pairs, write_sentences
 from tiny_bert import write_tiny_bert
 
 import sherl
-from sherl.command_line import demo, main as entry
+from sherl.command_line import demo
+from sherl.command_line import main as entry
 from sherl.command_line.console import aligned
 from sherl.command_line.main import main
 from sherl.command_line.measure import Measured
 from sherl.data.assets import DemoAssets
 from sherl.data.tables import read_table
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

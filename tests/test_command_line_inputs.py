@@ -306,7 +306,7 @@ def test_inputs_that_are_refused(place, tmp_path, capsys):
         (2, "--text and --label must name columns of the table", training(place / "train.tsv", *bert)),
         (2, "--backbone is needed, or --features with", training(place / "images/train")),
         (2, "a.txt: expected a file named *.tsv", training(tmp_path / "a.txt")),
-        (2, "expected a .npy file, as the others are", training(place / "train.npz") + ["--train", "a.tsv", "a.npy"]),
+        (2, "expected a .npy file, as the others are", [*training(place / "train.npz"), "--train", "a.tsv", "a.npy"]),
         (2, "--features keeps the states of texts or images", training(place / "train.npz", "--features", "f")),
         (1, "the file is not an archive of arrays", training(tmp_path / "a.npz")),
         (1, "the file is not an array of numbers", [*training(place / "train.npz"), "--dev", tmp_path / "a.npy"]),

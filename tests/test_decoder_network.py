@@ -227,12 +227,14 @@ def test_a_trained_table_of_positions_has_the_sum_of_the_gradients_of_the_rows()
 
 def test_on_images_of_one_size():
     generator = np.random.default_rng(0)
-    taps = [generator.standard_normal((6, side, side, width), dtype=np.float32) for side, width in ((8, 8), (4, FEATURES))]
+    taps = [generator.standard_normal((6, side, side, width), dtype=np.float32)
+            for side, width in ((8, 8), (4, FEATURES))]
     early = sherl.MTSA.resnet([8, FEATURES], taps=2, hidden=8, pool=[2, 1])
     late = late_of(sherl.Positions.from_table(rows_of(16, FEATURES)))
     net = sherl.SideNetwork(early, late, sherl.Detector(FEATURES, CLASSES))
     x, places = early(taps).reshape(6, 16, FEATURES), np.broadcast_to(rows_of(16, FEATURES), (6, 16, FEATURES))
-    memory, queries = late[1](x, positions=places), np.broadcast_to(late[2]._frozen["positions"], (6, QUERIES, FEATURES))
+    memory, queries = late[1](x, positions=places), np.broadcast_to(late[2]._frozen["positions"],
+                                                                    (6, QUERIES, FEATURES))
     y = np.zeros_like(queries)
     for layer in late[3:5]:
         y = layer(y, positions=queries, memory=memory, memory_positions=places)
@@ -282,7 +284,8 @@ def test_token_labels_are_those_of_the_queries():
     labels[3, 2] = -100
     loss, _ = net.loss_and_gradients(given, labels, mask_of())
     logits = net.forward(given, mask_of()).astype(np.float64)
-    shares = np.log(np.exp(logits).sum(axis=2)) - np.take_along_axis(logits, np.maximum(labels, 0)[..., None], 2)[..., 0]
+    shares = np.log(np.exp(logits).sum(axis=2)) - np.take_along_axis(logits, np.maximum(labels, 0)[..., None], 2)[...,
+                                                                                                                  0]
     assert loss == pytest.approx(shares[labels >= 0].mean(), rel=1e-5)
     assert net.predict(given).shape == (12, QUERIES)
     assert 0 <= net.evaluate(given, labels, mask_of())["accuracy"] <= 1
@@ -318,7 +321,8 @@ def test_memory_is_told_and_bounded():
     net = network_of(head=sherl.TokenClassifier(FEATURES, CLASSES))
     plan = net.memory_plan(batch_size=64, tokens=50)
     assert plan.workspace < net.memory_plan(batch_size=64, tokens=400).workspace
-    less = net.memory_plan(batch_size=64, tokens=50, memory_budget=int(0.7 * (plan.total - plan.frozen_weights - plan.blas)))
+    less = net.memory_plan(batch_size=64, tokens=50,
+                           memory_budget=int(0.7 * (plan.total - plan.frozen_weights - plan.blas)))
     assert less.workspace + less.gradients < plan.workspace + plan.gradients
     labels = np.random.default_rng(0).integers(0, CLASSES, (64, QUERIES))
     kept = plan.parameters + plan.gradients + plan.optimizer + plan.workspace
@@ -327,7 +331,8 @@ def test_memory_is_told_and_bounded():
 
 def test_a_sweep_gives_what_each_network_gives_alone():
     def networks():
-        return {"few": network_of(late_of(queries=sherl.Queries(FEATURES, 3)), sherl.Classifier(FEATURES, 2, pool="max"), 1),
+        return {"few": network_of(late_of(queries=sherl.Queries(FEATURES, 3)),
+                                  sherl.Classifier(FEATURES, 2, pool="max"), 1),
                 "many": network_of(late_of(), sherl.Classifier(FEATURES, 2, pool="first"), 2),
                 "rows": network_of(late_of(), sherl.TokenClassifier(FEATURES, 2), 3),
                 "none": network_of(late_of()[:2], sherl.Classifier(FEATURES, 2, pool="mean"), 4)}
@@ -405,7 +410,8 @@ def test_bfloat16_is_close():
 ENCODER, DECODER, *_ = detr_layers()
 WRONG = {
     "positions that nobody gives": ([ENCODER], r"late\[0\] must read x alone.* reads positions, which Positions"),
-    "a memory that nobody gives": ([sherl.Positions(FEATURES), DECODER], r"late\[1\].* reads memory, which Queries would"),
+    "a memory that nobody gives": ([sherl.Positions(FEATURES), DECODER],
+                                   r"late\[1\].* reads memory, which Queries would"),
     "no positions of the memory": (
         [sherl.Queries(FEATURES, 2), DECODER], r"late\[1\].* reads memory_positions, which Positions before",
     ),
@@ -413,10 +419,14 @@ WRONG = {
         [sherl.Positions(FEATURES), sherl.Queries(FEATURES, 2, positions=False, start=True), DECODER],
         r"late\[2\].* reads positions",
     ),
-    "two decoders": ([sherl.Queries(FEATURES, 2), sherl.Queries(FEATURES, 2)], r"late\[1\] must not be Queries once more"),
-    "positions behind queries": ([sherl.Queries(FEATURES, 2), sherl.Positions(FEATURES)], r"late\[1\] must be the only"),
-    "positions twice": ([sherl.Positions(FEATURES), sherl.Positions(FEATURES)], r"late\[1\] must be the only Positions"),
-    "positions of another width": ([sherl.Positions(8)], r"late\[0\] must have the 32 features that early gives, got 8"),
+    "two decoders": ([sherl.Queries(FEATURES, 2), sherl.Queries(FEATURES, 2)],
+                     r"late\[1\] must not be Queries once more"),
+    "positions behind queries": ([sherl.Queries(FEATURES, 2), sherl.Positions(FEATURES)],
+                                 r"late\[1\] must be the only"),
+    "positions twice": ([sherl.Positions(FEATURES), sherl.Positions(FEATURES)],
+                        r"late\[1\] must be the only Positions"),
+    "positions of another width": ([sherl.Positions(8)],
+                                   r"late\[0\] must have the 32 features that early gives, got 8"),
     "queries of another width": ([sherl.Queries(8, 2)], "head must have the 8 features that late"),
     "positions that nobody reads": ([sherl.Positions(FEATURES)], r"late\[0\] gives positions, which no layer behind it"),
     "a memory that nobody reads": ([sherl.Queries(FEATURES, 2, positions=False, start=True)], r"late\[0\] gives a memory"),
@@ -461,11 +471,16 @@ def test_wrong_rows_are_refused():
     (lambda: sherl.Queries(8, 0), ValueError, "count"),
     (lambda: sherl.Queries(8, 2, positions=False), ValueError, "positions or start must be True"),
     (lambda: sherl.Queries.from_tables(), ValueError, "positions or start must be given"),
-    (lambda: sherl.Queries.from_tables(np.ones(3, np.float32)), ValueError, r"positions must have shape \(rows, features\)"),
-    (lambda: sherl.Queries.from_tables(rows_of(2, 3), rows_of(3, 3)), ValueError, r"start must have the shape of positions"),
-    (lambda: sherl.Positions.from_table(np.full((2, 3), np.nan, np.float32)), ValueError, "table must hold finite numbers"),
-    (lambda: sherl.LayerNorm.from_weights(rows_of(4), rows_of(3)), ValueError, r"bias must have shape \(4,\), got \(3,\)"),
-    (lambda: sherl.RMSNorm.from_weights(rows_of(4, 4)), ValueError, r"weight must have shape \(features,\), got \(4, 4\)"),
+    (lambda: sherl.Queries.from_tables(np.ones(3, np.float32)), ValueError,
+     r"positions must have shape \(rows, features\)"),
+    (lambda: sherl.Queries.from_tables(rows_of(2, 3), rows_of(3, 3)), ValueError,
+     r"start must have the shape of positions"),
+    (lambda: sherl.Positions.from_table(np.full((2, 3), np.nan, np.float32)), ValueError,
+     "table must hold finite numbers"),
+    (lambda: sherl.LayerNorm.from_weights(rows_of(4), rows_of(3)), ValueError,
+     r"bias must have shape \(4,\), got \(3,\)"),
+    (lambda: sherl.RMSNorm.from_weights(rows_of(4, 4)), ValueError,
+     r"weight must have shape \(features,\), got \(4, 4\)"),
 ])  # fmt: skip
 def test_blocks_refuse(make, kind, message):
     with pytest.raises(kind, match=message):

@@ -27,7 +27,8 @@ def pair_problem(samples=32, seed=0):
 def towers(pool_a="gpo", pool_b="mean", temperature=None, dropout=0.1, out=12):
     heads = [sherl.Embedding(FEATURES, out, pool=pool_a, dropout=dropout, temperature=temperature),
              sherl.Embedding(FEATURES, out, pool=pool_b)]
-    return [network(taps, late, head, seed, dropout) for taps, late, head, seed in ((3, 1, heads[0], 0), (2, 0, heads[1], 1))]
+    return [network(taps, late, head, seed, dropout)
+            for taps, late, head, seed in ((3, 1, heads[0], 0), (2, 0, heads[1], 1))]
 
 
 def dual(loss=None, **settings):
@@ -118,7 +119,8 @@ def test_a_learned_temperature_moves_and_is_bounded():
 def test_same_bits_on_any_number_of_threads_and_after_a_resume(tmp_path, keep_threads):
     a, b, mask_a, mask_b = pair_problem(30)
     pairs = np.stack([np.arange(30) // 2, np.arange(30)], axis=1)  # two of the second kind for one of the first
-    settings = {**FAST, "accumulate": 2, "mask_a": mask_a, "mask_b": mask_b, "validation": (a, b, pairs, mask_a, mask_b),
+    settings = {**FAST, "accumulate": 2, "mask_a": mask_a, "mask_b": mask_b,
+                "validation": (a, b, pairs, mask_a, mask_b),
                 "ema": 0.9, "learning_rate_factors": {"a.head.*": 0.5}, "seed": 4}
 
     def fitted(threads=1, **more):
@@ -189,7 +191,8 @@ def test_a_load_changes_both_networks_or_none():
     changed = {name: value + 1 for name, value in before.items()}
     for wrong, message in (({**changed, "b.head.bias": np.zeros(3)}, "b: the state dictionary does not fit"),
                            ({**changed, "c.head.bias": np.zeros(3)}, "unexpected c.head.bias"),
-                           ({**changed, "a.tail": np.zeros(3)}, "a: the state dictionary does not fit: unexpected tail")):
+                           ({**changed, "a.tail": np.zeros(3)},
+                            "a: the state dictionary does not fit: unexpected tail")):
         with pytest.raises(ValueError, match=message):
             net.load_state_dict(wrong)
         assert same_bits(net.state_dict(), before)

@@ -26,7 +26,8 @@ def reals():
     halves = np.arange(2**15 - 2**10, dtype=np.uint16).view(np.float16).astype(np.float64)
     ties = (halves[1:] + halves[:-1]) / 2
     random = generator.integers(0, 2**32, 100000, dtype=np.uint32).view(np.float32).astype(np.float64)
-    edges = [65504, 65519.99, 65520, 65536, 3.3895314e38, 3.3961776e38, 3.4e38, 2.0**-25, 2.0**-24, 1e-45, np.inf, np.nan, 0]
+    edges = [65504, 65519.99, 65520, 65536, 3.3895314e38, 3.3961776e38, 3.4e38, 2.0**-25, 2.0**-24, 1e-45, np.inf,
+             np.nan, 0]
     values = np.concatenate([halves, ties, ties * (1 - 1e-7), ties * (1 + 1e-7), edges])
     return np.concatenate([values, -values, random])
 

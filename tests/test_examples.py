@@ -21,11 +21,11 @@ pytest.importorskip("PIL")
 pytest.importorskip("scipy")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-import caption_retrieval  # noqa: E402
-import common  # noqa: E402
-import detection_shapes  # noqa: E402
-import fashion_mnist  # noqa: E402
-import visual_questions  # noqa: E402
+import caption_retrieval
+import common
+import detection_shapes
+import fashion_mnist
+import visual_questions
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
 
@@ -60,7 +60,8 @@ def debian_package(path, files):
             archive.addfile(member, io.BytesIO(content))
     with open(path, "wb") as stream:
         stream.write(b"!<arch>\n")
-        for name, content in {"debian-binary": b"2.0\n", "control.tar.xz": b"odd", "data.tar.xz": data.getvalue()}.items():
+        for name, content in {"debian-binary": b"2.0\n", "control.tar.xz": b"odd",
+                              "data.tar.xz": data.getvalue()}.items():
             stream.write(f"{name:16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode() + content)
             stream.write(b"\n" * (len(content) % 2))
     return path
@@ -86,7 +87,7 @@ def test_a_file_in_the_cache_is_checked(tmp_path, monkeypatch):
         common._fetched("data.whl", wanted, command(b"other"), "address")
     path = common._fetched("data.whl", wanted, command(b"data"), "address")
     assert path.read_bytes() == b"data"
-    failing = lambda folder: [sys.executable, "-c", "raise SystemExit(1)"]  # noqa: E731
+    failing = lambda folder: [sys.executable, "-c", "raise SystemExit(1)"]
     assert common._fetched("data.whl", wanted, failing, "address") == path
     path.write_bytes(b"spoilt")
     with pytest.raises(SystemExit, match="put the file from address at"):
@@ -174,19 +175,22 @@ def test_scenes_and_their_scores():
     assert detection_shapes.score([rows], [boxes], [labels])["f1"] == 1
     rows[:, :classes] = -5
     assert detection_shapes.score([rows], [boxes], [labels])["f1"] == 0
-    assert detection_shapes.overlap(np.array([0.5, 0.5, 0.2, 0.2]), np.array([0.6, 0.5, 0.2, 0.2])) == pytest.approx(1 / 3)
+    assert detection_shapes.overlap(np.array([0.5, 0.5, 0.2, 0.2]),
+                                    np.array([0.6, 0.5, 0.2, 0.2])) == pytest.approx(1 / 3)
 
 
 def test_detection_shapes(vit, monkeypatch, capsys):
     monkeypatch.setattr(detection_shapes, "load_vit", lambda: vit)
     monkeypatch.setattr(detection_shapes, "STATES", [0, 1])
-    detection_shapes.main(["--train", "8", "--test", "4", "--size", "32", "--hidden", "8", "--epochs", "1", "--seeds", "0"])
+    detection_shapes.main(["--train", "8", "--test", "4", "--size", "32", "--hidden", "8", "--epochs", "1", "--seeds",
+                           "0"])
     assert 0 < float(table_of(capsys, "SHERL")[1].split()[0]) < 1
 
 
 def test_visual_questions(vit, language_model, monkeypatch, capsys):
     questions = [[text, answer, number] for number in range(24)
-                 for text, answer in (("is it a good film?", "yes" if number % 2 else "no"), ("what plot is it?", "dull"))]
+                 for text, answer in (("is it a good film?", "yes" if number % 2 else "no"),
+                                      ("what plot is it?", "dull"))]
     images = dict(enumerate(IMAGES))
     monkeypatch.setattr(visual_questions, "load_easy_vqa", lambda size: [(images, questions), (images, questions)])
     monkeypatch.setattr(visual_questions, "load_vit", lambda: vit)

@@ -171,7 +171,8 @@ def late_layer_of(reference):
 
 @pytest.mark.parametrize(
     "name",
-    ["bert", "vit", "clip_text", *(f"t5_{part}_{maps}" for part in ("encoder", "decoder") for maps in ("relu", "gated_gelu"))],
+    ["bert", "vit", "clip_text",
+     *(f"t5_{part}_{maps}" for part in ("encoder", "decoder") for maps in ("relu", "gated_gelu"))],
 )
 def test_late_layer(name, require):
     reference = Reference(f"late_{name}")

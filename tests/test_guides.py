@@ -121,7 +121,7 @@ def test_training_options():
 def test_images_and_towers():
     """What needs no torchvision, on small arrays."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
     sides = [(1, 2), (2, 1)]
     taps = [
         [draw(height * window, width * window, channels) for height, width in sides]
@@ -131,7 +131,8 @@ def test_images_and_towers():
     names = {
         "np": np, "sherl": sherl, "taps": taps, "image_states": [draw(3, 4, 768) for _ in range(13)],
         "image_output": draw(3, 512), "text_states": [draw(3, 5, 512) for _ in range(13)],
-        "text_output": draw(3, 512), "attention_mask": mask, "end_of_text": np.array([1, 4, 2]), "cotangent": draw(3, 512),
+        "text_output": draw(3, 512), "attention_mask": mask, "end_of_text": np.array([1, 4, 2]),
+        "cotangent": draw(3, 512),
     }  # fmt: skip
     run("how-to-images.md", names, first=1)
     assert names["features"].sizes[3].tolist() == [[1, 2], [2, 1]]

@@ -449,7 +449,8 @@ def test_memory_is_planned_and_bounded():
     bounded = image_network()
     with pytest.raises(ValueError, match="memory_budget must be at least"):
         bounded.fit(taps, labels, batch_size=8, epochs=1, progress=False, memory_budget=1000)
-    with pytest.raises(ValueError, match="batches of 8, which batch norms keep whole, of samples of up to 2 rows") as why:
+    with pytest.raises(ValueError,
+                       match="batches of 8, which batch norms keep whole, of samples of up to 2 rows") as why:
         network.memory_plan(batch_size=8, tokens=(2, 1), memory_budget=1000)
     least = int(str(why.value).split("at least ")[1].split()[0])
     planned = network.memory_plan(batch_size=8, tokens=(2, 1), memory_budget=least)
@@ -483,8 +484,8 @@ def test_a_saved_network_of_images_comes_back(tmp_path):
 
 
 def test_blocks_must_fit_each_other():
-    mtsa = lambda: sherl.MTSA.resnet(RESNET["features"], hidden=4)  # noqa: E731
-    head = lambda: sherl.Classifier(24, 2, pool="mean")  # noqa: E731
+    mtsa = lambda: sherl.MTSA.resnet(RESNET["features"], hidden=4)
+    head = lambda: sherl.Classifier(24, 2, pool="mean")
     block = sherl.Bottleneck.from_resnet(bottleneck_weights())
     for attempt, message in [
         (lambda: sherl.SideNetwork(mtsa(), [block], sherl.Classifier(24, 2)), "head must have pool=\"mean\""),
@@ -534,7 +535,7 @@ def tower_problem(samples=12, tokens=5):
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_network_on_a_tower(tower, keep_threads, tmp_path):
     taps, labels, mask = tower_problem()
-    make = lambda: sherl.SideNetwork(  # noqa: E731
+    make = lambda: sherl.SideNetwork(
         sherl.MTSA.clip(16, 3, 6, 8, tower=tower, gated_base=tower == "text"), [], sherl.Classifier(8, 3)
     )
     states = []
@@ -604,7 +605,7 @@ def test_images_and_texts_embed_into_one_space():
     """Two networks of both kinds, trained on pairs; batch norms take the statistics of a batch in both of its runs."""
     image_taps_, _ = image_problem(12)
     text_taps, _, mask = tower_problem()
-    embed = lambda features: sherl.Embedding(features, 5, pool="mean")  # noqa: E731
+    embed = lambda features: sherl.Embedding(features, 5, pool="mean")
     images = sherl.SideNetwork(
         sherl.MTSA.resnet(RESNET["features"], hidden=6), [sherl.Bottleneck.from_resnet(bottleneck_weights())], embed(24)
     )

@@ -196,7 +196,7 @@ def test_network_learns_through_a_frozen_layer(name, pool, tmp_path):
     taps, mask = taps_of(), mask_of()
     labels = np.arange(12) % 2
     layer = MAKERS[name]()
-    make = lambda: sherl.SideNetwork(  # noqa: E731
+    make = lambda: sherl.SideNetwork(
         sherl.MTSA(3, FEATURES, 8), [layer], sherl.Classifier(FEATURES, 2, pool=pool), seed=3
     )
     net = make()
@@ -282,7 +282,8 @@ WRONG = {
         ValueError, "a CLIP layer: unexpected extra$",
     ),
     "names of another family": (
-        lambda: layers.from_vit(bert_weights(), HEADS), ValueError, "a ViT layer: missing attention.attention.key.weight",
+        lambda: layers.from_vit(bert_weights(), HEADS), ValueError,
+        "a ViT layer: missing attention.attention.key.weight",
     ),
     "a fused map of another shape": (
         lambda: layers.from_gpt2(changed(GPT2, attn__c_attn__weight=np.ones((FEATURES, 2 * FEATURES))), HEADS),
@@ -320,7 +321,8 @@ WRONG = {
         ValueError, "a T5 decoder layer: missing layer.0.SelfAttention.relative_attention_bias.weight$",
     ),
     "a decoder as an encoder": (
-        lambda: sherl.T5Block.from_t5(T5_WEIGHTS, HEADS), ValueError, "a T5 encoder layer: missing layer.1.DenseReluDense",
+        lambda: sherl.T5Block.from_t5(T5_WEIGHTS, HEADS), ValueError,
+        "a T5 encoder layer: missing layer.1.DenseReluDense",
     ),
     "a short distance": (
         lambda: sherl.T5Block.from_t5(T5_WEIGHTS, HEADS, decoder=True, max_distance=4),
@@ -330,10 +332,12 @@ WRONG = {
         lambda: sherl.T5Block.from_bert(bert_weights(), HEADS), TypeError, "a T5Block is made by from_t5",
     ),
     "a list": (lambda: sherl.T5Block.from_t5([1], HEADS), TypeError, "weights must be a dictionary"),
-    "few buckets": (lambda: layers(32, 4, position_buckets=2), ValueError, "position_buckets must be even, and 4 or more"),
+    "few buckets": (lambda: layers(32, 4, position_buckets=2), ValueError,
+                    "position_buckets must be even, and 4 or more"),
     "key heads": (lambda: layers(32, 4, key_heads=3), ValueError, "key_heads must divide the 4 heads, got 3"),
     "odd turns": (
-        lambda: layers(32, 4, rotary_theta=10.0, rotary_dimensions=3), ValueError, "rotary_dimensions must be even.*got 3",
+        lambda: layers(32, 4, rotary_theta=10.0, rotary_dimensions=3), ValueError,
+        "rotary_dimensions must be even.*got 3",
     ),
     "many turns": (
         lambda: layers(32, 4, rotary_theta=10.0, rotary_dimensions=10), ValueError, "at most the 8 channels of a head",
@@ -347,7 +351,8 @@ WRONG = {
         ValueError, "rotary_scaling must have the key factor alone, or factor, original, low, high, got factor, low",
     ),
     "scaling": (
-        lambda: layers(32, 4, rotary_theta=10.0, rotary_scaling=2.0), TypeError, "must be a dictionary or None, got float",
+        lambda: layers(32, 4, rotary_theta=10.0, rotary_scaling=2.0), TypeError,
+        "must be a dictionary or None, got float",
     ),
     "scaling upside down": (
         lambda: layers(32, 4, rotary_theta=10.0, rotary_scaling={"factor": 2, "original": 8, "low": 4, "high": 1}),
@@ -373,7 +378,8 @@ def test_refuses(case):
         ({"memory": None}, "memory must be given to this layer"),
         ({"positions": None}, "positions must be given to this layer"),
         ({"memory": taps_of(4, 4)[0]}, "memory_positions must have the same batch and tokens as memory"),
-        ({"memory": taps_of(4, 4)[0], "memory_positions": taps_of(4, 4)[0]}, "memory must have the 5 samples of x, got 4"),
+        ({"memory": taps_of(4, 4)[0], "memory_positions": taps_of(4, 4)[0]},
+         "memory must have the 5 samples of x, got 4"),
         ({"memory": taps_of(5, 4, features=31)[0]}, "memory must have 32 channels, got 31"),
         ({"positions": taps_of(5, 6)[0]}, "positions must have the same batch and tokens as x"),
         ({"memory_mask": np.ones((5, 5))}, r"memory_mask must have shape \(batch, tokens\) = \(5, 4\), got \(5, 5\)"),

@@ -85,7 +85,8 @@ def test_losses_of_pairs_where_nothing_is_wrong():
 
 def test_bad_pairs_are_named():
     for loss in (losses.contrastive(), losses.triplet()):
-        with pytest.raises(ValueError, match=r"a and b must have one shape \(pairs, channels\), got \(2, 3\) and \(3, 3\)"):
+        with pytest.raises(ValueError,
+                           match=r"a and b must have one shape \(pairs, channels\), got \(2, 3\) and \(3, 3\)"):
             loss(np.ones((2, 3)), np.ones((3, 3)))
         with pytest.raises(ValueError, match="matches must have shape"):
             loss(np.ones((2, 3)), np.ones((2, 3)), np.eye(3, dtype=bool))
@@ -104,7 +105,8 @@ def random_boxes(generator, *shape):
 
 def iou_twin(box, target):
     (ax, ay, aw, ah), (bx, by, bw, bh) = box, target
-    lengths = [(min(p + w / 2, q + v / 2) - max(p - w / 2, q - v / 2), max(p + w / 2, q + v / 2) - min(p - w / 2, q - v / 2))
+    lengths = [(min(p + w / 2, q + v / 2) - max(p - w / 2, q - v / 2),
+                max(p + w / 2, q + v / 2) - min(p - w / 2, q - v / 2))
                for p, w, q, v in ((ax, aw, bx, bw), (ay, ah, by, bh))]
     inner, outer = (np.prod([max(0, pair[place]) for pair in lengths]) for place in (0, 1))
     union = aw * ah + bw * bh - inner
@@ -151,7 +153,8 @@ def detection_problem(seed, classes=3, extra=0):
 
 
 def log_softmax(x):
-    return x - x.max(axis=1, keepdims=True) - np.log(np.exp(x - x.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+    shifted = x - x.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def matched_twin(costs):
@@ -161,7 +164,8 @@ def matched_twin(costs):
 def box_costs(outputs, classes, targets, chances):
     boxes = outputs[:, classes + 1 : classes + 5]
     return np.array([[-chances[q][t] + 5 * np.abs(box - target).sum() - 2 * iou_twin(box, target)
-                      for t, target in enumerate(targets)] for q, box in enumerate(boxes)]).reshape(len(boxes), len(targets))
+                      for t, target in enumerate(targets)] for q, box in enumerate(boxes)]).reshape(
+                          len(boxes), len(targets))
 
 
 def detection_twin(outputs, boxes, labels, classes):
@@ -186,7 +190,8 @@ def test_detection(seed):
     targets, loss = losses.box_targets(boxes, labels), losses.detection(3)
     value, gradient = loss(outputs, targets, LENGTHS)
     assert value == pytest.approx(detection_twin(outputs, boxes, labels, 3), rel=1e-12)
-    assert np.allclose(gradient, central_differences(lambda: loss(outputs, targets, LENGTHS)[0], outputs, 1e-7), atol=1e-5)
+    assert np.allclose(gradient, central_differences(lambda: loss(outputs, targets, LENGTHS)[0], outputs, 1e-7),
+                       atol=1e-5)
     assert not gradient[:, 8:].any()
 
 
@@ -215,7 +220,7 @@ def test_contrastive_alignment(seed):
     value, *gradients = losses.contrastive_alignment(queries, tokens, positive, 0.5)
     assert value == pytest.approx(alignment_twin(queries, tokens, positive, 0.5), rel=1e-12)
     for array, gradient in zip((queries, tokens), gradients, strict=True):
-        call = lambda: losses.contrastive_alignment(queries, tokens, positive, 0.5)[0]  # noqa: E731
+        call = lambda: losses.contrastive_alignment(queries, tokens, positive, 0.5)[0]
         assert np.allclose(gradient, central_differences(call, array, 1e-6), atol=1e-7)
 
 
@@ -250,7 +255,8 @@ def test_grounding(seed):
     loss = losses.grounding(6, align_weight=0.5, temperature=0.3)
     value, gradient = loss(outputs, targets, LENGTHS)
     assert value == pytest.approx(grounding_twin(outputs, boxes, named, texts, 6), rel=1e-12)
-    assert np.allclose(gradient, central_differences(lambda: loss(outputs, targets, LENGTHS)[0], outputs, 1e-7), atol=1e-5)
+    assert np.allclose(gradient, central_differences(lambda: loss(outputs, targets, LENGTHS)[0], outputs, 1e-7),
+                       atol=1e-5)
 
 
 def test_bad_boxes_are_named():

@@ -31,7 +31,8 @@ def draw(*shape):
 
 weights = {}
 for name, rows, columns in (("attention.self.query", features, features), ("attention.self.key", features, features),
-                            ("attention.self.value", features, features), ("attention.output.dense", features, features),
+                            ("attention.self.value", features, features),
+                            ("attention.output.dense", features, features),
                             ("intermediate.dense", inner, features), ("output.dense", features, inner)):
     weights[name + ".weight"], weights[name + ".bias"] = draw(rows, columns), draw(rows)
 for name in ("attention.output.LayerNorm", "output.LayerNorm"):

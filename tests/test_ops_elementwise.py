@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from op_harness import SAMPLES, OpCase, assert_close, check_forward, check_gradients, ragged
 from scipy.special import erf, expit
 
-from op_harness import SAMPLES, OpCase, assert_close, check_forward, check_gradients, ragged
 from sherl import _core, _core_double
 
 pytestmark = pytest.mark.core
@@ -69,7 +69,7 @@ def away_from_zero(x):
 def test_activation(activation, seed):
     shape = Shape(seed)
     x = away_from_zero(2 * shape.normal())
-    build = lambda graph, values, _: graph.activate(values["x"], activation)  # noqa: E731
+    build = lambda graph, values, _: graph.activate(values["x"], activation)
     check_forward(build, ACTIVATIONS[activation](x), **shape.arguments(x=x))
     check_gradients(build, shape.generator, **shape.arguments(x=x))
 
@@ -78,7 +78,7 @@ def test_activation(activation, seed):
 def test_gradient_of_an_activation_adds_to_that_of_a_second_reader(activation):
     shape = Shape(1)
     x = away_from_zero(shape.normal())
-    build = lambda graph, values, _: graph.add(graph.activate(values["x"], activation), values["x"])  # noqa: E731
+    build = lambda graph, values, _: graph.add(graph.activate(values["x"], activation), values["x"])
     check_forward(build, ACTIVATIONS[activation](x) + x, **shape.arguments(x=x))
     check_gradients(build, shape.generator, **shape.arguments(x=x))
 
@@ -87,7 +87,7 @@ def test_gradient_of_an_activation_adds_to_that_of_a_second_reader(activation):
 def test_chained_activations_may_share_memory_but_not_values(activation):
     shape = Shape(2)
     x = shape.normal() + 3
-    build = lambda graph, values, _: graph.activate(graph.activate(values["x"], "sigmoid"), activation)  # noqa: E731
+    build = lambda graph, values, _: graph.activate(graph.activate(values["x"], "sigmoid"), activation)
     check_forward(build, ACTIVATIONS[activation](expit(x)), **shape.arguments(x=x))
     check_gradients(build, shape.generator, **shape.arguments(x=x))
 
@@ -125,7 +125,7 @@ def test_layer_norm(seed, offset):
     x, weight, bias, eps = shape.normal() + offset, shape.vector(), shape.vector(), 1e-2
     deviation = np.sqrt(x.var(axis=1, keepdims=True) + eps)
     expected = (x - x.mean(axis=1, keepdims=True)) / deviation * weight + bias
-    build = lambda graph, values, known: graph.layer_norm(values["x"], known["weight"], known["bias"], eps)  # noqa: E731
+    build = lambda graph, values, known: graph.layer_norm(values["x"], known["weight"], known["bias"], eps)
     arguments = shape.arguments({"weight": ("trainable", weight), "bias": ("trainable", bias)}, x=x)
     check_forward(build, expected, tolerance=1e-5 * (1 + offset), **arguments)
     check_gradients(build, shape.generator, tolerance=1e-6 * (1 + offset / 10), **arguments)
@@ -136,7 +136,7 @@ def test_layer_norm_with_frozen_parameters(trainable):
     shape = Shape(3)
     roles = {name: "trainable" if name == trainable else "frozen" for name in ("weight", "bias")}
     arguments = shape.arguments({name: (role, shape.vector()) for name, role in roles.items()}, x=shape.normal())
-    build = lambda graph, values, known: graph.add(  # noqa: E731
+    build = lambda graph, values, known: graph.add(
         graph.layer_norm(values["x"], known["weight"], known["bias"], 1e-5), values["x"]
     )
     check_gradients(build, shape.generator, **arguments)
@@ -146,7 +146,7 @@ def test_layer_norm_without_bias():
     shape = Shape(4)
     x, weight = shape.normal(), shape.vector()
     expected = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-2) * weight
-    build = lambda graph, values, known: graph.layer_norm(values["x"], known["weight"], None, 1e-2)  # noqa: E731
+    build = lambda graph, values, known: graph.layer_norm(values["x"], known["weight"], None, 1e-2)
     arguments = shape.arguments({"weight": ("trainable", weight)}, x=x)
     check_forward(build, expected, **arguments)
     check_gradients(build, shape.generator, **arguments)
@@ -293,7 +293,7 @@ def dropout(graph, values, _):
 def test_dropout_gradient_uses_the_mask_of_the_forward(seed):
     shape = Shape(seed)
     check_gradients(dropout, shape.generator, training=True, **shape.arguments(x=shape.normal()))
-    added = lambda graph, values, _: graph.add(dropout(graph, values, _), values["x"])  # noqa: E731
+    added = lambda graph, values, _: graph.add(dropout(graph, values, _), values["x"])
     check_gradients(added, shape.generator, training=True, **shape.arguments(x=shape.normal()))
 
 
@@ -337,7 +337,7 @@ def test_dropout_mask_of_a_sample_does_not_depend_on_the_lengths_before_it():
 
 
 def test_two_dropouts_of_a_graph_draw_apart():
-    build = lambda graph, values, _: graph.multiply(dropout(graph, values, _), dropout(graph, values, _))  # noqa: E731
+    build = lambda graph, values, _: graph.multiply(dropout(graph, values, _), dropout(graph, values, _))
     arguments = {"inputs": {"x": ("tokens", np.ones((100, 500)))}, "output": ("tokens", 500)}
     kept = OpCase(build, lengths={"tokens": [100]}, training=True, **arguments).forward() != 0
     assert abs(np.mean(kept) - 0.75**2) < 5 * np.sqrt(0.25 / kept.size)
@@ -363,7 +363,7 @@ def test_pair(name, seed):
     shape = Shape(seed)
     op, twin = PAIRS[name]
     a, b = shape.normal(), shape.normal()
-    build = lambda graph, values, _: op(graph, values["a"], values["b"])  # noqa: E731
+    build = lambda graph, values, _: op(graph, values["a"], values["b"])
     check_forward(build, twin(a, b), **shape.arguments(a=a, b=b))
     check_gradients(build, shape.generator, **shape.arguments(a=a, b=b))
 
@@ -373,9 +373,9 @@ def test_pair_of_one_value_with_itself(name):
     shape = Shape(4)
     op, twin = PAIRS[name]
     x = shape.normal()
-    build = lambda graph, values, _: op(graph, graph.activate(values["x"], "tanh"), values["x"])  # noqa: E731
+    build = lambda graph, values, _: op(graph, graph.activate(values["x"], "tanh"), values["x"])
     check_gradients(build, shape.generator, **shape.arguments(x=x))
-    build = lambda graph, values, _: op(graph, values["x"], values["x"])  # noqa: E731
+    build = lambda graph, values, _: op(graph, values["x"], values["x"])
     check_forward(build, twin(x, x), **shape.arguments(x=x))
     check_gradients(build, shape.generator, **shape.arguments(x=x))
 
@@ -386,7 +386,7 @@ def test_pair_of_one_value_with_itself(name):
 def test_gated_residual(role, seed):
     shape = Shape(seed)
     x, last, gate = shape.normal(), shape.normal(), 0.1 * shape.generator.standard_normal((1, 1))
-    build = lambda graph, values, known: graph.gated_residual(values["x"], values["last"], known["gate"], 0.1)  # noqa: E731
+    build = lambda graph, values, known: graph.gated_residual(values["x"], values["last"], known["gate"], 0.1)
     arguments = shape.arguments({"gate": (role, gate)}, x=x, last=last)
     check_forward(build, x + np.tanh(gate / 0.1) * last, **arguments)
     check_gradients(build, shape.generator, **arguments)
@@ -394,11 +394,11 @@ def test_gated_residual(role, seed):
 
 def test_gated_residual_of_one_value_with_itself():
     shape = Shape(5)
-    build = lambda graph, values, known: graph.gated_residual(  # noqa: E731
+    build = lambda graph, values, known: graph.gated_residual(
         graph.activate(values["x"], "tanh"), values["x"], known["gate"], 0.5
     )
     check_gradients(build, shape.generator, **shape.arguments({"gate": ("trainable", [[0.3]])}, x=shape.normal()))
-    build = lambda graph, values, known: graph.gated_residual(values["x"], values["x"], known["gate"], 0.5)  # noqa: E731
+    build = lambda graph, values, known: graph.gated_residual(values["x"], values["x"], known["gate"], 0.5)
     check_gradients(build, shape.generator, **shape.arguments({"gate": ("trainable", [[0.3]])}, x=shape.normal()))
 
 
@@ -423,7 +423,8 @@ def test_embedding(seed):
 @pytest.mark.parametrize("index", [-1, 5, 2**31 - 1])
 def test_embedding_refuses_an_index_outside_the_table(index):
     arguments = {"inputs": {"indices": (SAMPLES, np.array([0, index]))}, "output": (SAMPLES, 3)}
-    case = OpCase(embedding, lengths={"tokens": [1, 1]}, parameters={"table": ("trainable", np.ones((5, 3)))}, **arguments)
+    case = OpCase(embedding, lengths={"tokens": [1, 1]}, parameters={"table": ("trainable", np.ones((5, 3)))},
+                  **arguments)
     with pytest.raises(ValueError):
         case.forward()
 

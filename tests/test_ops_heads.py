@@ -68,7 +68,8 @@ def test_sorted_pool_adds_to_gradients_that_other_readers_have_begun():
         return graph.add(graph.multiply(pooled, graph.pool(values["x"], "mean")),
                          graph.sorted_pool(values["x"], values["scores"]))
 
-    check_gradients(build, generator, lengths={"rows": [2, 1, 3]}, inputs={"x": ("rows", x), "scores": ("rows", scores)},
+    check_gradients(build, generator, lengths={"rows": [2, 1, 3]},
+                    inputs={"x": ("rows", x), "scores": ("rows", scores)},
                     output=(SAMPLES, 4))
 
 
@@ -104,7 +105,7 @@ def test_l2_normalize(seed, channels, eps):
     lengths = ragged(generator)
     x = 1 + generator.random((sum(lengths), channels))
     arguments = {"lengths": {"rows": lengths}, "inputs": {"x": ("rows", x)}, "output": ("rows", channels)}
-    build = lambda graph, values, parameters: graph.l2_normalize(values["x"], eps)  # noqa: E731
+    build = lambda graph, values, parameters: graph.l2_normalize(values["x"], eps)
     check_forward(build, x / (np.linalg.norm(x, axis=1, keepdims=True) + eps), **arguments)
     check_gradients(build, generator, **arguments)
 
@@ -134,7 +135,7 @@ def test_amplify(role):
     x = generator.standard_normal((5, 3))
     arguments = {"lengths": {"rows": [2, 3]}, "inputs": {"x": ("rows", x)}, "output": ("rows", 3),
                  "parameters": {"logarithm": (role, [0.5])}}
-    build = lambda graph, values, parameters: graph.amplify(values["x"], parameters["logarithm"], 1 / 0.07)  # noqa: E731
+    build = lambda graph, values, parameters: graph.amplify(values["x"], parameters["logarithm"], 1 / 0.07)
     check_forward(build, np.exp(0.5) / 0.07 * x, **arguments)
     check_gradients(build, generator, **arguments)
 
@@ -147,7 +148,7 @@ def test_concatenate(seed, widths):
     inputs = {f"x{number}": ("rows", generator.standard_normal((sum(lengths), width)))
               for number, width in enumerate(widths)}
     arguments = {"lengths": {"rows": lengths}, "inputs": inputs, "output": ("rows", sum(widths))}
-    build = lambda graph, values, parameters: graph.concatenate(list(values.values()))  # noqa: E731
+    build = lambda graph, values, parameters: graph.concatenate(list(values.values()))
     check_forward(build, np.concatenate([rows for _, rows in inputs.values()], axis=1), **arguments)
     check_gradients(build, generator, **arguments)
 

@@ -99,7 +99,8 @@ def test_convolution_of_any_window(seed):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "channels", "size"), [([(25, 17), (5, 5), (11, 19)], 1, 3), ([(2, 3), (3, 2)], 300, 2)], ids=["rows", "deep"]
+    ("sizes", "channels", "size"), [([(25, 17), (5, 5), (11, 19)], 1, 3), ([(2, 3), (3, 2)], 300, 2)],
+    ids=["rows", "deep"]
 )
 def test_convolution_in_several_passes(sizes, channels, size):
     """More output rows, over several images of a tile, or deeper windows than are gathered at a time."""
@@ -128,13 +129,13 @@ def test_window_pooling(size):
     arguments = {
         "lengths": {"pixels": sizes}, "inputs": {"x": ("pixels", x)}, "output": (len(expected), 3)
     }  # fmt: skip
-    build = lambda graph, values, known: graph.window_pool(values["x"], size)  # noqa: E731
+    build = lambda graph, values, known: graph.window_pool(values["x"], size)
     check_forward(build, expected, **arguments)
     check_gradients(build, generator, **arguments)
 
 
 def test_window_pooling_gives_the_maximum_to_the_first_of_equals_and_passes_on_what_is_not_a_number():
-    build = lambda graph, values, known: graph.window_pool(values["x"], 2)  # noqa: E731
+    build = lambda graph, values, known: graph.window_pool(values["x"], 2)
     x = np.array([[1, 5], [2, 5], [2, 4], [0, np.nan]])
     case = OpCase(build, lengths={"pixels": [(2, 2)]}, inputs={"x": ("pixels", x)}, output=(1, 2))
     assert np.array_equal(case.forward(), [[3.25, np.nan]], equal_nan=True)
@@ -184,7 +185,7 @@ def test_several_images_pool_to_the_size_of_one():
 
 
 def test_images_that_do_not_fit_are_refused():
-    build = lambda graph, values, known: graph.window_pool(values["x"], 3)  # noqa: E731
+    build = lambda graph, values, known: graph.window_pool(values["x"], 3)
     with pytest.raises(ValueError, match="do not fit"):
         OpCase(build, lengths={"p": [(3, 2)]}, inputs={"x": ("p", np.zeros((6, 1)))}, output=(1, 1)).forward()
     case = OpCase(build, lengths={"p": [(3, 3)]}, inputs={"x": ("p", np.zeros((9, 1)))}, output=(1, 1))
@@ -345,6 +346,6 @@ def test_memory_of_images_grows_with_one_image_and_not_with_the_batch(keep_threa
     x = graph.input("x", graph.grid("pixels"), 4)
     graph.output(graph.convolution(x, graph.parameter("weight", (4, 36)), size=3, stride=2, padding=1))
     program = graph.compile(False)
-    arenas = lambda samples, side: program.memory(samples, [None, np.full((samples, 2), side)])["arenas"]  # noqa: E731
+    arenas = lambda samples, side: program.memory(samples, [None, np.full((samples, 2), side)])["arenas"]
     assert arenas(16, 32) == arenas(64, 32) < arenas(64, 64)
     assert program.least_memory(3, [None, np.full((3, 2), 16)]) > 0

@@ -18,7 +18,7 @@ def case_of(rows, inputs, outputs, activation="identity", bias=True, core=_core_
     parameters = {"weight": ("trainable", generator.standard_normal((outputs, inputs)) / np.sqrt(inputs))}
     if bias:
         parameters["bias"] = ("trainable", generator.standard_normal(outputs))
-    build = lambda graph, values, known: graph.linear(values["x"], known["weight"], known.get("bias"), activation)  # noqa: E731
+    build = lambda graph, values, known: graph.linear(values["x"], known["weight"], known.get("bias"), activation)
     return {"build": build, "lengths": {"tokens": [rows]}, "inputs": arrays, "output": ("tokens", outputs),
             "parameters": parameters, "core": core, "tile_rows": 1000}  # fmt: skip
 
@@ -68,5 +68,6 @@ def test_a_widening_map_is_computed_again_for_the_norm_behind_it():
     del arguments["core"]
     arguments["parameters"] |= {"scale": ("trainable", generator.standard_normal(64)),
                                 "shift": ("trainable", generator.standard_normal(64))}
-    build = lambda graph, values, known: graph.layer_norm(linear(graph, values, known), known["scale"], known["shift"], 1e-5)  # noqa: E731
+    build = lambda graph, values, known: graph.layer_norm(linear(graph, values, known), known["scale"], known["shift"],
+                                                          1e-5)
     check_gradients(build=build, generator=generator, **arguments)

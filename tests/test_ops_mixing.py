@@ -302,7 +302,8 @@ def test_grouped_attention_with_relative_positions(
     query_lengths = [1] * len(key_lengths) if one_query else ragged(generator, samples=len(key_lengths), longest=7)
     heads = sharing * key_heads
     options = {"heads": heads, "key_heads": key_heads, "scale": 0.7, "causal": causal}
-    arguments = attention_arguments(generator, query_lengths, key_lengths, 2 * heads, SAMPLES if one_query else "queries")
+    arguments = attention_arguments(generator, query_lengths, key_lengths, 2 * heads, SAMPLES if one_query
+                                    else "queries")
     for name in ("key", "value"):
         space, rows = arguments["inputs"][name]
         arguments["inputs"][name] = space, rows[:, : 2 * key_heads]
@@ -381,7 +382,7 @@ def test_attention_refuses(options, message):
 
 
 def rotated(x, lengths, heads, dimensions, speeds):
-    """Pairs of channels as complex numbers, times exp(i position speed); a number is theta, and the speeds are plain."""
+    """Pairs of channels as complex numbers, times exp(i position speed); a number is theta, with plain speeds."""
     if np.ndim(speeds) == 0:
         speeds = speeds ** (-2 * np.arange(dimensions // 2) / dimensions)
     half, outputs = dimensions // 2, []

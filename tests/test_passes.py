@@ -70,7 +70,8 @@ class Network:
         taps = [graph.input(f"tap{i}", tokens, CHANNELS) for i in range(TAPS)]
         self.pick, self.given = pick, pick_inside and pick == "position"
         positions = graph.indices("positions", core.SAMPLES) if self.given else None
-        x = graph.mtsa("early.", taps, taps[-1], hidden=HIDDEN, out_features=CHANNELS, up_norm="layernorm", dropout=dropout)
+        x = graph.mtsa("early.", taps, taps[-1], hidden=HIDDEN, out_features=CHANNELS, up_norm="layernorm",
+                       dropout=dropout)
         for number, kind in enumerate(late):
             x = layer(graph, f"late.{number}.", x, kind == "frozen", dropout)
         if pick_inside:
@@ -98,7 +99,8 @@ class Network:
 
 def random_taps(lengths=LENGTHS):
     generator = np.random.default_rng(0)
-    return list(generator.standard_normal((TAPS, sum(lengths), CHANNELS))), generator.standard_normal((len(lengths), CHANNELS))
+    return list(generator.standard_normal((TAPS, sum(lengths), CHANNELS))), generator.standard_normal((len(lengths),
+                                                                                                       CHANNELS))
 
 
 def op_lines(network):
@@ -226,7 +228,7 @@ def test_several_selections_of_one_value_mean_all_its_rows():
     full = Picked(lambda g, v, p: [v])
     for names in (["first", "last"], ["given", "other"], ["last", "given", "last"], ["first", "first"],
                   ["given", "given"]):
-        found = Picked(lambda g, v, p: [picks[name][0](g, v, p) for name in names])  # noqa: B023
+        found = Picked(lambda g, v, p: [picks[name][0](g, v, p) for name in names])
         at_once = len(set(names)) == 1
         assert ("linear: space 0" in found.program.describe()) == at_once
         assert found.program.describe().count("select") == (0 if at_once else len(set(names)))
@@ -400,13 +402,13 @@ def test_tiles_change_nothing_but_the_order_of_sums(pick_inside):
 
 def test_arenas_do_not_grow_with_the_batch():
     program = Network(False).program
-    bytes_of = lambda samples: program.memory(samples, [None, 16 * np.arange(samples + 1)])["arenas"]  # noqa: E731
+    bytes_of = lambda samples: program.memory(samples, [None, 16 * np.arange(samples + 1)])["arenas"]
     assert bytes_of(64) < bytes_of(256) == bytes_of(1024) == bytes_of(8192)
 
 
 def test_arenas_of_blocks_do_not_grow_with_the_batch():
     program = Network(True, late=("frozen",)).program
-    bytes_of = lambda samples: program.memory(samples, [None, 16 * np.arange(samples + 1)])["arenas"]  # noqa: E731
+    bytes_of = lambda samples: program.memory(samples, [None, 16 * np.arange(samples + 1)])["arenas"]
     assert bytes_of(64) < 0.8 * bytes_of(128)
     assert all(0.9 * bytes_of(128) <= bytes_of(samples) <= bytes_of(128) for samples in (1024, 4096, 8192))
 

@@ -28,7 +28,7 @@ def quick(net, **arguments):
 
 
 def moved_to_front(position):
-    """The taps with the row of each sample that is read in place of its first one that is meant, and that in its place."""
+    """The taps with the row of each sample that is read in place of the first that is meant, and that in its place."""
     moved = [tap.copy() for tap in TAPS]
     for sample, kept in enumerate(MASK):
         rows = np.flatnonzero(kept)
@@ -61,7 +61,8 @@ def test_the_last_row_is_the_one_at_the_last_position():
     assert same_bits(last.forward(TAPS, MASK), position.forward(TAPS, MASK, positions=LENGTHS - 1))
 
 
-@pytest.mark.parametrize("positions", [POSITIONS, POSITIONS.tolist(), POSITIONS.astype(np.uint8), POSITIONS[::-1][::-1]])
+@pytest.mark.parametrize("positions",
+                         [POSITIONS, POSITIONS.tolist(), POSITIONS.astype(np.uint8), POSITIONS[::-1][::-1]])
 def test_arrays_and_features_give_the_same(positions):
     net = network(head=classifier())
     with_features = sherl.Features.from_arrays(TAPS, MASK).with_positions(positions)
@@ -236,7 +237,8 @@ def test_wrong_positions(positions, error, message):
     if positions is None:
         calls += [lambda: net.forward(bare), lambda: net.head(bare.select([0])), lambda: bare.pooled(how="position")]
     else:
-        calls += [lambda: bare.with_positions(positions), lambda: sherl.Features(bare.taps, LENGTHS, positions=positions)]
+        calls += [lambda: bare.with_positions(positions),
+                  lambda: sherl.Features(bare.taps, LENGTHS, positions=positions)]
     for call in calls:
         with pytest.raises(error, match=message):
             call()

@@ -29,7 +29,7 @@ class Bar(contextlib.nullcontext):
 def bars(monkeypatch):
     monkeypatch.setattr(tqdm.auto, "tqdm", Bar)
     monkeypatch.setattr(Bar, "made", [])
-    yield lambda: {bar.description: (bar.count, bar.total) for bar in Bar.made}
+    return lambda: {bar.description: (bar.count, bar.total) for bar in Bar.made}
 
 
 def encoder():

@@ -141,7 +141,8 @@ def test_ragged_features_give_the_same_bits_as_padded_arrays(kind):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_training_learns_and_has_the_same_bits_on_any_number_of_threads_and_after_a_resume(kind, tmp_path, keep_threads):
+def test_training_learns_and_has_the_same_bits_on_any_number_of_threads_and_after_a_resume(kind, tmp_path,
+                                                                                           keep_threads):
     taps, labels, mask = PROBLEMS[kind](24)
     settings = {**FAST, "epochs": 20, "accumulate": 2, "validation": (taps, labels, mask)}
 
@@ -253,7 +254,8 @@ def test_a_loss_of_ones_own_gets_the_rows_of_each_sample():
 def test_vjp_of_rows_and_of_embeddings(double_core):
     taps, mask = [tap.astype(np.float64) for tap in taps_of(4)], mask_of(4)
     generator = np.random.default_rng(0)
-    for head in (sherl.Detector(FEATURES, 2, hidden=5, align=3), sherl.Embedding(FEATURES, 5, pool="gpo", temperature=0.2),
+    for head in (sherl.Detector(FEATURES, 2, hidden=5, align=3),
+                 sherl.Embedding(FEATURES, 5, pool="gpo", temperature=0.2),
                  sherl.Embedding(FEATURES, 5, pool="max"), sherl.Embedding(FEATURES, 5, pool="first", normalize=False)):
         net = network(late=0, head=head)
         cotangent = generator.standard_normal(net.forward(taps, mask).shape)

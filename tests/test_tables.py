@@ -7,7 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sherl.data.tables import encode_labels, read_table, write_table
 
@@ -149,7 +150,7 @@ def test_broken_files_are_refused(tmp_path, name):
 
 
 def test_broken_gzip_is_refused(tmp_path):
-    whole = gzip.compress("text\n".encode() + b"some words\n" * 1000)
+    whole = gzip.compress(b"text\n" + b"some words\n" * 1000)
     for name, content in {"cut": whole[:-20], "plain": b"text\nx\n", "bits": whole[:20] + b"\xff" * 20}.items():
         path = tmp_path / f"{name}.tsv.gz"
         path.write_bytes(content)

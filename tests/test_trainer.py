@@ -119,7 +119,7 @@ def test_ten_steps_are_those_of_numpy(core, settings, batches):
     tolerance = 1e-4 if core is _core else 1e-11
     clipped = 0
     for step in range(10):
-        waiting = {name: 0.0 for name in fit.names}
+        waiting = dict.fromkeys(fit.names, 0.0)
         for _ in range(batches):
             batch = fit.batch(scale=0.5 + step % 3)
             loss, gradients = loss_and_gradients(twin.weights, batch)

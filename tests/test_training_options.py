@@ -1,4 +1,4 @@
-"""Factors of learning rate and weight decay by parameter, moving averages of the weights, steps of two trainers at once."""
+"""Factors of learning rate and weight decay by parameter, moving averages of weights, steps of two trainers at once."""
 
 import numpy as np
 import pytest
@@ -82,8 +82,10 @@ def test_factors_of_the_trainer(core):
 def test_bad_factors_and_averages_are_named():
     for settings, error, message in (
         ({"learning_rate_factors": {"tail.*": 0.1}}, ValueError, "'tail.\\*' fits none of them"),
-        ({"learning_rate_factors": [0.1]}, TypeError, "learning_rate_factors must be a dictionary of numbers by pattern"),
-        ({"weight_decay_factors": {"head.*": -1}}, ValueError, r"weight_decay_factors\['head.\*'\] must be 0.0 or more"),
+        ({"learning_rate_factors": [0.1]}, TypeError,
+         "learning_rate_factors must be a dictionary of numbers by pattern"),
+        ({"weight_decay_factors": {"head.*": -1}}, ValueError,
+         r"weight_decay_factors\['head.\*'\] must be 0.0 or more"),
         ({"ema": 1.0}, ValueError, "ema must be less than 1.0"),
     ):
         with pytest.raises(error, match=message):
@@ -109,7 +111,8 @@ def test_an_average_is_evaluated_and_kept():
     _, history = fitted(net, ema=0.9, validation=(taps, labels, mask), callbacks=Watch())
     expected = start
     for index, state in enumerate(weights):
-        expected = {name: np.float32(0.9) * value + np.float32(1 - 0.9) * state[name] for name, value in expected.items()}
+        expected = {name: np.float32(0.9) * value + np.float32(1 - 0.9) * state[name]
+                    for name, value in expected.items()}
         if (index + 1) % 5 == 0:
             other = network()
             other.load_state_dict(expected)
@@ -188,7 +191,8 @@ def test_trainers_step_together_by_their_common_norm(core, clip_norm):
     for number, (trainer, each) in enumerate(zip(trainers, (first, second))):
         trainer.accumulate(*each.batch(seed=number))
     gradients = [{name: each.program.parameter_gradient(name) for name in each.states()} for each in (first, second)]
-    norm = np.sqrt(sum(np.sum(np.square(gradient, dtype=np.float64)) for each in gradients for gradient in each.values()))
+    norm = np.sqrt(sum(np.sum(np.square(gradient, dtype=np.float64)) for each in gradients
+                       for gradient in each.values()))
     assert trainers[0].update(trainers[1]) == pytest.approx(norm, rel=1e-5)
     scale = min(1, clip_norm / (norm + 1e-6)) if clip_norm else 1
     for each, state, gradient in zip((first, second), before, gradients):

@@ -1,4 +1,4 @@
-"""The transformer layer in the core: each of its options against a NumPy twin and finite differences, and its passes."""
+"""The transformer layer in the core: each of its options against a NumPy twin and finite differences; its passes."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,8 @@ OPTIONS = {
         "query_bias": False, "output_bias": False, "feed_forward_bias": False,
     },
     "t5 decoder": {
-        "placement": "pre", "norm": "rmsnorm", "scale": 1.0, "position_buckets": 4, "bidirectional": False, "gated": True,
+        "placement": "pre", "norm": "rmsnorm", "scale": 1.0, "position_buckets": 4, "bidirectional": False,
+        "gated": True,
         "activation": "gelu_tanh", "query_bias": False, "output_bias": False, "feed_forward_bias": False,
         "causal": True, "memory": True, "head_size": 2,
     },

@@ -9,9 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+from op_harness import SAMPLES, OpCase
 from scipy.special import expit, ndtr
 
-from op_harness import SAMPLES, OpCase
 from sherl import _core
 
 pytestmark = pytest.mark.core
@@ -30,7 +30,7 @@ def arguments():
 def compute(activation):
     """The activation and its derivative at every argument."""
     x = arguments()[:, None]
-    build = lambda graph, values, _: graph.activate(values["x"], activation)  # noqa: E731
+    build = lambda graph, values, _: graph.activate(values["x"], activation)
     lengths = {"unused": [1] * len(x)}
     case = OpCase(build, lengths=lengths, inputs={"x": (SAMPLES, x)}, output=(SAMPLES, 1), core=_core, tile_rows=4096)
     gradients, _ = case.gradient(np.ones_like(x))

@@ -6,26 +6,35 @@ All may be called from any thread; long calls drop the GIL, and the core works o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypedDict
 
-import numpy as np
+from ._typing import (
+    Activation,
+    Array,
+    Down,
+    Guidance,
+    Initializer,
+    Norm,
+    Optimizer,
+    Placement,
+    Pooling,
+    Role,
+    Schedule,
+    Source,
+    UpNorm,
+)
 
-Array: TypeAlias = np.ndarray[Any, Any]
-Role: TypeAlias = Literal["trainable", "frozen", "state"]
-Initializer: TypeAlias = Literal["zeros", "ones", "xavier_uniform", "normal"]
-Activation: TypeAlias = Literal["identity", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh"]
-Pooling: TypeAlias = Literal["first", "mean", "max", "last", "position"]
-
-# Rows in memory: a two-dimensional array (rows, channels) whose channels are contiguous, and which of its rows the
-# batch takes, in order (int64), or None for all. Reals: float32, float64, float16, or uint16 holding bfloat16.
-# Integers: int32 or int64. The arrays are read (or, for sinks, written) in place and held while the core works.
-# rows of an array; of inputs and cotangents also of an int8 array with one float32 scale a row
-Source: TypeAlias = tuple[Array, Array | None] | tuple[Array, Array | None, Array]
+class _Config(TypedDict):
+    version: str
+    blas: str
+    instruction_set: str
+    bfloat16: bool
+    threads: int
 
 SAMPLES: int  # the row space with one row a sample
 REAL: str  # "float32" or "float64": the dtype of everything owned by the core
 
-def config() -> dict[str, str | int]: ...  # version, blas, instruction_set, bfloat16, threads
+def config() -> _Config: ...
 def threads() -> int: ...
 def set_threads(threads: int) -> None: ...  # 0: as many as there are processors
 
@@ -110,18 +119,18 @@ class Graph:
     def row_cross_entropy(self, logits: int, target_rows: Sequence[int], weights: int) -> int: ...
 
     def mtsa(self, prefix: str, taps: Sequence[int], last: int, *, hidden: int, out_features: int,
-             down: Literal["layernorm", "gated", "relu", "batchnorm"] = "layernorm",
-             guidance: Literal["token", "residual_mlp", "spatial"] = "token",
-             up_norm: Literal["none", "layernorm", "batchnorm"] = "none", eps: float = 1e-8,
+             down: Down = "layernorm",
+             guidance: Guidance = "token",
+             up_norm: UpNorm = "none", eps: float = 1e-8,
              down_norm_eps: float = 1e-5, up_norm_eps: float = 1e-12, momentum: float = 0.1, dropout: float = 0.0,
              gate_temperature: float = 0.1, windows: Sequence[int] | None = None,
              base: Literal["first", "last", "position"] = "first", gated_base: bool = False,
              position: int | None = None) -> int: ...
     # of the same block: the features that its guidance weighs, and their guide as the last of them
     def mtsa_features(self, prefix: str, taps: Sequence[int], last: int, *, hidden: int, out_features: int,
-                      down: Literal["layernorm", "gated", "relu", "batchnorm"] = "layernorm",
-                      guidance: Literal["token", "residual_mlp", "spatial"] = "token",
-                      up_norm: Literal["none", "layernorm", "batchnorm"] = "none", eps: float = 1e-8,
+                      down: Down = "layernorm",
+                      guidance: Guidance = "token",
+                      up_norm: UpNorm = "none", eps: float = 1e-8,
                       down_norm_eps: float = 1e-5, up_norm_eps: float = 1e-12, momentum: float = 0.1,
                       dropout: float = 0.0, gate_temperature: float = 0.1, windows: Sequence[int] | None = None,
                       base: Literal["first", "last", "position"] = "first", gated_base: bool = False,
@@ -145,8 +154,8 @@ class Graph:
                           memory_positions: int | None = None, heads: int, intermediate: int,
                           key_heads: int | None = None, head_size: int | None = None,
                           activation: Activation = "gelu", gated: bool = False,
-                          placement: Literal["post", "pre", "sandwich"] = "post",
-                          norm: Literal["layernorm", "rmsnorm"] = "layernorm", eps: float = 1e-12,
+                          placement: Placement = "post",
+                          norm: Norm = "layernorm", eps: float = 1e-12,
                           query_bias: bool = True, output_bias: bool = True, feed_forward_bias: bool = True,
                           norm_bias: bool = True, layer_scale: bool = False, causal: bool = False,
                           scale: float | None = None, rotary_theta: float | None = None,
@@ -201,10 +210,10 @@ class Program:
 class Trainer:
     """Optimizer state over a program's trainable parameters."""
 
-    def __init__(self, program: Program, *, optimizer: Literal["sgd", "adam", "adamw"] = "adamw",
+    def __init__(self, program: Program, *, optimizer: Optimizer = "adamw",
                  learning_rate: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.0, beta1: float = 0.9,
                  beta2: float = 0.999, eps: float = 1e-8, clip_norm: float = 0.0,
-                 schedule: Literal["constant", "linear", "cosine", "step"] = "constant", warmup_steps: int = 0,
+                 schedule: Schedule = "constant", warmup_steps: int = 0,
                  total_steps: int = 0, step_every: int = 0, step_factor: float = 0.1,
                  parameters: Sequence[str] | None = None,  # None: all trainable ones
                  no_decay: Sequence[str] = ()) -> None: ...

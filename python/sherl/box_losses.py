@@ -3,15 +3,20 @@
 Public names are in `sherl.losses`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 
+from ._typing import Array, ArrayLike, Float64s, Integers, Loss
 from .checks import real_number, whole_number
 from .loss_tools import log_softmax, named
 
 NO_OBJECT = 0.1
 
 
-def box_targets(boxes, labels):
+def box_targets(boxes: Sequence[ArrayLike], labels: Sequence[ArrayLike]) -> Array:
     """Pack the objects of each sample into an array with one entry a sample, which `detection` takes.
 
     Parameters
@@ -27,12 +32,13 @@ def box_targets(boxes, labels):
         With the fields ``"count"``, ``"boxes"`` and ``"labels"``.
     """
     boxes = _read_boxes(boxes)
-    labels = [np.asarray(label) for label in labels]
-    if [len(label) for label in labels] != [len(rows) for rows in boxes]:
+    numbers = [np.asarray(label) for label in labels]
+    if [len(label) for label in numbers] != [len(rows) for rows in boxes]:
         raise ValueError("labels must be as many as boxes, in each sample")
     most = max(1, *map(len, boxes))
-    packed = np.zeros(len(boxes), [("count", np.int64), ("boxes", np.float64, (most, 4)), ("labels", np.int64, (most,))])
-    for entry, rows, label in zip(packed, boxes, labels):
+    packed = np.zeros(len(boxes),
+                      [("count", np.int64), ("boxes", np.float64, (most, 4)), ("labels", np.int64, (most,))])
+    for entry, rows, label in zip(packed, boxes, numbers):
         if len(label) and (label.dtype.kind not in "iu" or label.min() < 0):
             raise ValueError(f"labels must be whole class numbers, 0 or more, got {label!r:.60}")
         entry["count"] = len(rows)
@@ -40,7 +46,8 @@ def box_targets(boxes, labels):
     return packed
 
 
-def grounding_targets(boxes, tokens, embeddings=None):
+def grounding_targets(boxes: Sequence[ArrayLike], tokens: Sequence[ArrayLike],
+                      embeddings: Sequence[ArrayLike] | None = None) -> Array:
     """Pack the objects of each sample, and which tokens name them, into an array, which `grounding` takes.
 
     Parameters
@@ -57,31 +64,30 @@ def grounding_targets(boxes, tokens, embeddings=None):
     numpy.ndarray, shape (samples,)
         With the fields ``"count"``, ``"boxes"``, ``"length"``, ``"tokens"`` and ``"embeddings"``.
     """
-    boxes, tokens = _read_boxes(boxes), [np.asarray(named, np.float64) for named in tokens]
-    embeddings = [np.zeros((named.shape[-1], 0)) for named in tokens] if embeddings is None else list(embeddings)
-    embeddings = [np.asarray(rows, np.float64) for rows in embeddings]
-    if not len(boxes) == len(tokens) == len(embeddings):
-        raise ValueError(f"boxes, tokens and embeddings must have one entry a sample, got {len(boxes)}, {len(tokens)} and "
-                         f"{len(embeddings)}")
-    for number, (rows, named, embedded) in enumerate(zip(boxes, tokens, embeddings)):
-        if named.ndim != 2 or len(named) != len(rows) or named.shape[1] != len(embedded):
-            raise ValueError(f"tokens of sample {number} must have shape (objects, tokens) = {(len(rows), len(embedded))}, "
-                             f"got {named.shape}")
-        if not np.isin(named, (0, 1)).all() or not named.any(axis=1).all():
+    boxes, tokens = _read_boxes(boxes), _reals(tokens)
+    of_tokens = [np.zeros((naming.shape[-1], 0)) for naming in tokens] if embeddings is None else _reals(embeddings)
+    if not len(boxes) == len(tokens) == len(of_tokens):
+        raise ValueError(f"boxes, tokens and embeddings must have one entry a sample, got {len(boxes)}, {len(tokens)} "
+                         f"and {len(of_tokens)}")
+    for number, (rows, naming, embedded) in enumerate(zip(boxes, tokens, of_tokens)):
+        if naming.ndim != 2 or len(naming) != len(rows) or naming.shape[1] != len(embedded):
+            raise ValueError(f"tokens of sample {number} must have shape (objects, tokens) = "
+                             f"{(len(rows), len(embedded))}, got {naming.shape}")
+        if not np.isin(naming, (0, 1)).all() or not naming.any(axis=1).all():
             raise ValueError(f"tokens of sample {number} must be 0 or 1, with a 1 for each object")
-    most, longest = max(1, *map(len, boxes)), max(len(rows) for rows in embeddings)
+    most, longest = max(1, *map(len, boxes)), max(len(rows) for rows in of_tokens)
     packed = np.zeros(len(boxes), [
         ("count", np.int64), ("boxes", np.float64, (most, 4)), ("length", np.int64),
-        ("tokens", np.float64, (most, longest)), ("embeddings", np.float64, (longest, embeddings[0].shape[-1])),
+        ("tokens", np.float64, (most, longest)), ("embeddings", np.float64, (longest, of_tokens[0].shape[-1])),
     ])
-    for entry, rows, named, embedded in zip(packed, boxes, tokens, embeddings):
+    for entry, rows, naming, embedded in zip(packed, boxes, tokens, of_tokens):
         entry["count"], entry["length"] = len(rows), len(embedded)
-        entry["boxes"][: len(rows)], entry["tokens"][: len(rows), : named.shape[1]] = rows, named
+        entry["boxes"][: len(rows)], entry["tokens"][: len(rows), : naming.shape[1]] = rows, naming
         entry["embeddings"][: len(embedded)] = embedded
     return packed
 
 
-def box_l1(boxes, targets):
+def box_l1(boxes: ArrayLike, targets: ArrayLike) -> tuple[float, Float64s]:
     """L1 distance of boxes, summed over the boxes and their four numbers.
 
     Parameters
@@ -93,15 +99,15 @@ def box_l1(boxes, targets):
     float, numpy.ndarray of shape (boxes, 4)
         The loss and its gradient with respect to `boxes`.
     """
-    difference = np.asarray(boxes, np.float64) - targets
+    difference = np.asarray(boxes, np.float64) - np.asarray(targets, np.float64)
     return float(np.abs(difference).sum()), np.sign(difference)
 
 
-def generalized_iou(boxes, targets):
+def generalized_iou(boxes: ArrayLike, targets: ArrayLike) -> tuple[Float64s, Float64s]:
     """Generalized intersection over union of each box with its target, and its gradient.
 
-    ``I/U - (C - U)/C`` with I the area of the intersection, U that of the union and C that of the smallest box around both
-    (Rezatofighi et al., 2019).
+    ``I/U - (C - U)/C`` with I the area of the intersection, U that of the union and C that of the smallest box around
+    both (Rezatofighi et al., 2019).
 
     Parameters
     ----------
@@ -132,7 +138,7 @@ def generalized_iou(boxes, targets):
     return values[..., 0], np.concatenate([of_low + of_high, of_sizes], axis=-1)
 
 
-def match_boxes(costs):
+def match_boxes(costs: ArrayLike) -> tuple[Integers, Integers]:
     """Assign targets to queries so that the sum of the costs is least.
 
     Parameters
@@ -153,11 +159,13 @@ def match_boxes(costs):
         from scipy.optimize import linear_sum_assignment
     except ImportError:
         raise ImportError("matching boxes needs the scipy package: pip install 'sherl[detection]'") from None
-    return linear_sum_assignment(costs)
+    queries, targets = linear_sum_assignment(costs)
+    return queries, targets
 
 
-def detection(classes, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, no_object=NO_OBJECT):
-    """The loss of DETR over a `Detector`'s outputs: each object is matched to a query, the other queries to "no object".
+def detection(classes: int, class_weight: float = 1.0, l1_weight: float = 5.0, giou_weight: float = 2.0,
+              no_object: float = NO_OBJECT) -> Loss:
+    """The loss of DETR over a `Detector`'s outputs: each object gets a query, the other queries "no object".
 
     The matching has the least sum of ``-p(class) class_weight + L1 l1_weight - GIoU giou_weight``. The loss is the
     cross-entropy over all queries, weighted by `no_object` where that is the target, as a weighted mean, times
@@ -179,7 +187,7 @@ def detection(classes, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, no_obje
     classes = whole_number(classes, "classes", 1)
     weights = _weights(class_weight, l1_weight, giou_weight, no_object)
 
-    def loss(outputs, targets, lengths):
+    def loss(outputs: Array, targets: Array, lengths: Integers) -> tuple[float, Float64s]:
         _check_fields(targets, "box_targets", "labels")
         if (targets["labels"] >= classes).any():
             raise ValueError(f"targets must have labels from 0 to {classes - 1}, got {targets['labels'].max()}")
@@ -204,16 +212,16 @@ def detection(classes, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, no_obje
     return named(loss, f"detection(classes={classes}, {_described(weights)})")
 
 
-def grounding(tokens, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, align_weight=0.0, no_object=NO_OBJECT,
-              temperature=0.07):
+def grounding(tokens: int, class_weight: float = 1.0, l1_weight: float = 5.0, giou_weight: float = 2.0,
+              align_weight: float = 0.0, no_object: float = NO_OBJECT, temperature: float = 0.07) -> Loss:
     """The loss of MDETR over a `Detector`'s outputs: matched boxes, soft tokens, and alignment with tokens.
 
-    The logits of a query are over `tokens` positions of the text and "no object". A matched query's target is spread evenly
-    over the tokens that name its object. The soft-token loss is the sum over the queries of the cross-entropy, times
-    `no_object` where nothing was matched, over the number of objects in the batch; boxes are as in `detection`, the
-    matching takes the softmax' mean over the tokens of the object for p. With `align_weight` the alignment (see
-    `contrastive_alignment`) of the last columns of the outputs with the embeddings of the tokens is added, over the number
-    of objects. Kamath et al., "MDETR" (2021).
+    The logits of a query are over `tokens` positions of the text and "no object". A matched query's target is spread
+    evenly over the tokens that name its object. The soft-token loss is the sum over the queries of the cross-entropy,
+    times `no_object` where nothing was matched, over the number of objects in the batch; boxes are as in `detection`,
+    the matching takes the softmax' mean over the tokens of the object for p. With `align_weight` the alignment (see
+    `contrastive_alignment`) of the last columns of the outputs with the embeddings of the tokens is added, over the
+    number of objects. Kamath et al., "MDETR" (2021).
 
     Parameters
     ----------
@@ -233,14 +241,14 @@ def grounding(tokens, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, align_we
     align_weight = real_number(align_weight, "align_weight", least=0.0)
     temperature = real_number(temperature, "temperature", above=0.0)
 
-    def loss(outputs, targets, lengths):
+    def loss(outputs: Array, targets: Array, lengths: Integers) -> tuple[float, Float64s]:
         _check_fields(targets, "grounding_targets", "tokens")
         named, embeddings = targets["tokens"], targets["embeddings"]
         if named.shape[2] > tokens:
             raise ValueError(f"targets must have {tokens} tokens or fewer, got {named.shape[2]}")
         if align_weight and embeddings.shape[2] != outputs.shape[1] - tokens - 5:
-            raise ValueError(f"targets must have embeddings of the {outputs.shape[1] - tokens - 5} align columns of the "
-                             f"outputs, got {embeddings.shape[2]}")
+            raise ValueError(f"targets must have embeddings of the {outputs.shape[1] - tokens - 5} align columns of "
+                             f"the outputs, got {embeddings.shape[2]}")
         logits, boxes = _columns_of(outputs, tokens)
         log_chances, gradient = log_softmax(logits), np.zeros(outputs.shape)
         wanted = np.zeros(logits.shape)
@@ -270,7 +278,8 @@ def grounding(tokens, class_weight=1.0, l1_weight=5.0, giou_weight=2.0, align_we
     return named(loss, f"grounding({name})")
 
 
-def contrastive_alignment(queries, tokens, positive, temperature=0.07):
+def contrastive_alignment(queries: ArrayLike, tokens: ArrayLike, positive: ArrayLike,
+                          temperature: float = 0.07) -> tuple[float, Float64s, Float64s]:
     """Draw queries and the tokens that name their objects together: MDETR's contrastive alignment, for one sample.
 
     With s = queries tokens^T / temperature, the mean of two sums: over the queries that have tokens,
@@ -306,7 +315,11 @@ def contrastive_alignment(queries, tokens, positive, temperature=0.07):
     return float(value), gradient @ tokens / temperature, gradient.T @ queries / temperature
 
 
-def _read_boxes(boxes):
+def _reals(arrays: Sequence[ArrayLike]) -> list[Float64s]:
+    return [np.asarray(array, np.float64) for array in arrays]
+
+
+def _read_boxes(boxes: Sequence[ArrayLike]) -> list[Float64s]:
     read = [np.asarray(rows, np.float64).reshape(-1, 4) if np.size(rows) == 0 else np.asarray(rows, np.float64)
             for rows in boxes]
     if not read:
@@ -319,46 +332,47 @@ def _read_boxes(boxes):
     return read
 
 
-def _weights(classes, l1, giou, no_object):
+def _weights(classes: float, l1: float, giou: float, no_object: float) -> dict[str, float]:
     given = {"classes": (classes, "class_weight"), "l1": (l1, "l1_weight"), "giou": (giou, "giou_weight"),
              "no_object": (no_object, "no_object")}
     return {key: real_number(value, name, least=0.0) for key, (value, name) in given.items()}
 
 
-def _described(weights):
+def _described(weights: dict[str, float]) -> str:
     return ", ".join(f"{name}={value}" for name, value in weights.items())
 
 
-def _check_fields(targets, maker, field):
+def _check_fields(targets: Array, maker: str, field: str) -> None:
     if targets.dtype.names is None or field not in targets.dtype.names:
         raise TypeError(f"targets must be an array made by sherl.losses.{maker}, got dtype {targets.dtype}")
 
 
-def _columns_of(outputs, classes):
+def _columns_of(outputs: Array, classes: int) -> tuple[Float64s, Float64s]:
     if outputs.ndim != 2 or outputs.shape[1] < classes + 5:
-        raise ValueError(f"outputs must have {classes + 5} columns or more, as a Detector of {classes} classes gives, got "
-                         f"shape {outputs.shape}")
+        raise ValueError(f"outputs must have {classes + 5} columns or more, as a Detector of {classes} classes gives, "
+                         f"got shape {outputs.shape}")
     outputs = np.asarray(outputs, np.float64)
     return outputs[:, : classes + 1], outputs[:, classes + 1 : classes + 5]
 
 
-def _samples(lengths):
+def _samples(lengths: Integers) -> list[slice]:
     ends = np.cumsum(lengths)
     return [slice(int(end - length), int(end)) for end, length in zip(ends, lengths)]
 
 
-def _objects(targets):
+def _objects(targets: Array) -> float:
     return float(max(1, targets["count"].sum()))
 
 
-def _matched(costs, boxes, entry, weights):
+def _matched(costs: Array, boxes: Float64s, entry: Array, weights: dict[str, float]) -> tuple[Integers, Integers]:
     """Return the queries of a sample, counted within it, and their objects."""
     targets = entry["boxes"][: entry["count"]]
     distance = np.abs(boxes[:, None] - targets).sum(axis=2)
     return match_boxes(costs + weights["l1"] * distance - weights["giou"] * generalized_iou(boxes[:, None], targets)[0])
 
 
-def _add_boxes(gradient, classes, boxes, matched, objects, weights):
+def _add_boxes(gradient: Float64s, classes: int, boxes: Float64s, matched: list[tuple[Integers, Float64s]],
+               objects: float, weights: dict[str, float]) -> float:
     """Add the gradient of the losses of matched boxes, and return their value."""
     queries = np.concatenate([numbers for numbers, _ in matched])
     targets = np.concatenate([rows for _, rows in matched])

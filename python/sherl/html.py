@@ -1,9 +1,12 @@
 """Tables in HTML, as notebooks show objects."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 from html import escape
 
 
-def html_table(title, header, rows, marked=None):
+def html_table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], marked: int | None = None) -> str:
     """Return a table.
 
     Parameters
@@ -28,15 +31,15 @@ def html_table(title, header, rows, marked=None):
     return f"<table>{caption}{''.join(lines)}</table>"
 
 
-def _line(tag, values, sides, style=""):
+def _line(tag: str, values: Sequence[object], sides: list[str], style: str = "") -> str:
     cells = (f"<{tag} style=\"text-align: {side}\">{escape(_text(value))}</{tag}>"
              for value, side in zip(values, sides))
     return f"<tr{style}>{''.join(cells)}</tr>"
 
 
-def _text(value):
+def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _is_number(value):
+def _is_number(value: object) -> bool:
     return _text(value)[:1].isdigit()

@@ -1,13 +1,22 @@
 """The door to the Hugging Face hub: backbones by their names there."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from . import backbones
+
+if TYPE_CHECKING:
+    from .backbones.backbone import Backbone
 
 __all__ = ["load_backbone"]
 
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "preprocessor_config.json")
 
 
-def load_backbone(name, *, revision=None, cache_dir=None, token=None, local_files_only=False, **options):
+def load_backbone(name: str, *, revision: str | None = None, cache_dir: str | Path | None = None,
+                  token: str | bool | None = None, local_files_only: bool = False, **options: Any) -> Backbone:
     """Download what a backbone needs, where it is not in the cache, and load it.
 
     Parameters

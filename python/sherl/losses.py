@@ -4,8 +4,11 @@ Of `fit` and `stepper` of a network they are functions (outputs, targets) -> (lo
 row (outputs, targets, lengths); of a `DualEncoder` functions (a, b, matches) -> (loss, gradient of a, gradient of b).
 """
 
+from __future__ import annotations
+
 import numpy as np
 
+from ._typing import Array, ArrayLike, Bools, Float64s, Integers, Loss, PairLoss
 from .box_losses import (
     box_l1,
     box_targets,
@@ -35,12 +38,13 @@ __all__ = [
 ]
 
 
-def supervised_contrastive(temperature=0.1):
+def supervised_contrastive(temperature: float = 0.1) -> Loss:
     """Supervised contrastive loss, which draws samples of a class together and apart from the others of the batch.
 
     With z the outputs divided by their l2 norms, P(i) the other samples of i's class and A(i) all other samples::
 
-        1/n sum_i -1/|P(i)| sum_{p in P(i)} log( exp(s_ip) / sum_{a in A(i)} exp(s_ia) ),  s_ij = z_i . z_j / temperature
+        1/n sum_i -1/|P(i)| sum_{p in P(i)} log( exp(s_ip) / sum_{a in A(i)} exp(s_ia) ),  s_ij = z_i . z_j /
+        temperature
 
     which is equation 2 of Khosla et al., "Supervised Contrastive Learning" (2020), over n, the samples of the batch. A
     sample that is alone in its class adds 0. Outputs that are all zero have no direction: z is 0, without a gradient.
@@ -57,7 +61,7 @@ def supervised_contrastive(temperature=0.1):
     """
     temperature = real_number(temperature, "temperature", above=0)
 
-    def loss(outputs, targets):
+    def loss(outputs: Array, targets: Array) -> tuple[float, Float64s]:
         targets = _one_each(targets, len(outputs))
         x = np.asarray(outputs, np.float64)
         z, scale = _unit(x)
@@ -76,7 +80,7 @@ def supervised_contrastive(temperature=0.1):
     return named(loss, f"supervised_contrastive(temperature={temperature})")
 
 
-def focal(gamma=2.0):
+def focal(gamma: float = 2.0) -> Loss:
     """Focal loss, a cross-entropy that turns to the samples which are classified badly.
 
     The mean over the samples of ``-(1 - p)**gamma log(p)`` with p the softmax probability of a sample's class: equation
@@ -95,7 +99,7 @@ def focal(gamma=2.0):
     """
     gamma = real_number(gamma, "gamma", least=0)
 
-    def loss(outputs, targets):
+    def loss(outputs: Array, targets: Array) -> tuple[float, Float64s]:
         targets = _class_numbers(targets, outputs.shape)
         x, chosen = np.asarray(outputs, np.float64), (np.arange(len(outputs)), targets)
         log_all = log_softmax(x)
@@ -112,21 +116,21 @@ def focal(gamma=2.0):
     return named(loss, f"focal(gamma={gamma})")
 
 
-def contrastive(temperature=0.05):
+def contrastive(temperature: float | None = 0.05) -> PairLoss:
     """Symmetric cross-entropy over the similarities of pairs: each item finds its own among those of the batch.
 
     With s_ij = a_i . b_j / temperature, where a and b were divided by their l2 norms::
 
         1/(2n) sum_i -log softmax_j(s_ij)_i + 1/(2n) sum_j -log softmax_i(s_ij)_j
 
-    as in Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021). Items of the batch
-    that match beside their pair (an image that is there twice, say) are left out of each other's sums.
+    as in Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021). Items of the
+    batch that match beside their pair (an image that is there twice, say) are left out of each other's sums.
 
     Parameters
     ----------
     temperature : float or None
-        More than 0. None takes the products a_i . b_j as they are, which goes with ``Embedding(temperature=…)``, where the
-        temperature is learned.
+        More than 0. None takes the products a_i . b_j as they are, which goes with ``Embedding(temperature=…)``, where
+        the temperature is learned.
 
     Returns
     -------
@@ -137,9 +141,9 @@ def contrastive(temperature=0.05):
     if temperature is not None:
         temperature = real_number(temperature, "temperature", above=0)
 
-    def loss(a, b, matches=None):
+    def loss(a: Array, b: Array, matches: Bools | None = None) -> tuple[float, Float64s, Float64s]:
         a, b, others = _pairs_of(a, b, matches)
-        (unit_a, scale_a), (unit_b, scale_b) = (_unit(x) if temperature else (x, None) for x in (a, b))
+        (unit_a, scale_a), (unit_b, scale_b) = (_unit(x) if temperature else (x, np.ones((1, 1))) for x in (a, b))
         similarity = np.where(others, -np.inf, unit_a @ unit_b.T / (temperature or 1.0))
         by_row, by_column = log_softmax(similarity), log_softmax(similarity.T).T
         pairs = np.eye(len(a))
@@ -153,15 +157,15 @@ def contrastive(temperature=0.05):
     return made(loss, "contrastive", temperature=temperature)
 
 
-def triplet(margin=0.2, negatives="hardest", reduction="sum"):
+def triplet(margin: float = 0.2, negatives: str = "hardest", reduction: str = "sum") -> PairLoss:
     """Hinge loss over pairs and negatives of the batch, in both directions.
 
     With s_ij = a_i . b_j, of outputs that have l2 norm 1::
 
         sum_i max_j [margin - s_ii + s_ij]_+ + sum_j max_i [margin - s_jj + s_ij]_+      i, j no match
 
-    or with sums in place of the maxima (Faghri et al., "VSE++", 2018). Of several negatives that are equally hard the first
-    counts.
+    or with sums in place of the maxima (Faghri et al., "VSE++", 2018). Of several negatives that are equally hard the
+    first counts.
 
     Parameters
     ----------
@@ -179,7 +183,7 @@ def triplet(margin=0.2, negatives="hardest", reduction="sum"):
     hardest = one_of(negatives, "negatives", ("hardest", "all")) == "hardest"
     one_of(reduction, "reduction", ("sum", "mean"))
 
-    def loss(a, b, matches=None):
+    def loss(a: Array, b: Array, matches: Bools | None = None) -> tuple[float, Float64s, Float64s]:
         a, b, others = _pairs_of(a, b, matches)
         similarity = a @ b.T
         own = np.diag(similarity)
@@ -199,7 +203,7 @@ def triplet(margin=0.2, negatives="hardest", reduction="sum"):
     return made(loss, "triplet", margin=margin, negatives=negatives, reduction=reduction)
 
 
-def _pairs_of(a, b, matches):
+def _pairs_of(a: ArrayLike, b: ArrayLike, matches: ArrayLike | None) -> tuple[Float64s, Float64s, Bools]:
     """Return a and b in float64, and where row i and row j match without being a pair."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.ndim != 2 or a.shape != b.shape:
@@ -212,26 +216,27 @@ def _pairs_of(a, b, matches):
     return a, b, matches & ~np.eye(len(a), dtype=bool)
 
 
-def _unit(x):
+def _unit(x: Float64s) -> tuple[Float64s, Float64s]:
     """Return rows divided by their l2 norms, and by what they were multiplied; rows of zeros stay."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     return x * scale, scale
 
 
-def _through_unit(gradient, unit, scale):
+def _through_unit(gradient: Float64s, unit: Float64s, scale: Float64s) -> Float64s:
     """Return the gradient with respect to the rows before they were divided."""
-    return scale * (gradient - unit * np.sum(unit * gradient, axis=1, keepdims=True))
+    along: Float64s = np.sum(unit * gradient, axis=1, keepdims=True)
+    return scale * (gradient - unit * along)
 
 
-def _one_each(targets, samples):
+def _one_each(targets: ArrayLike, samples: int) -> Array:
     targets = np.asarray(targets)
     if targets.shape != (samples,):
         raise ValueError(f"targets must have shape (samples,) = ({samples},), got {targets.shape}")
     return targets
 
 
-def _class_numbers(targets, shape):
+def _class_numbers(targets: ArrayLike, shape: tuple[int, ...]) -> Integers:
     targets = _one_each(targets, shape[0])
     if targets.dtype.kind not in "biu":
         raise TypeError(f"targets must be whole class numbers, got dtype {targets.dtype}")

@@ -4,13 +4,27 @@ Each function returns a matplotlib figure that belongs to no window: the last li
 ``figure.savefig("picture.png")`` writes it.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._typing import Array, ArrayLike, Float64s, Integers, Record
 from .checks import flag, one_of
 from .training.metrics import count_confusion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .network.explanation import Explanation
+    from .network.memory import MemoryPlan
+    from .training.history import History
+    from .training.sweep import SweepResult
 
 __all__ = ["confusion_matrix", "explanation", "frontier", "history", "memory_plan"]
 
@@ -19,7 +33,7 @@ _SPREAD = (0.05, 0.25, 0.75, 0.95)
 _MOST_WRITTEN = 24  # classes up to which the cells of a confusion matrix hold their numbers
 
 
-def history(history):
+def history(history: History) -> Figure:
     """Draw the course of a training; as `History.plot`.
 
     Parameters
@@ -46,7 +60,7 @@ def history(history):
     return figure
 
 
-def explanation(explanation):
+def explanation(explanation: Explanation) -> Figure:
     """Draw which taps a network uses; as `Explanation.plot`.
 
     Parameters
@@ -80,7 +94,8 @@ def explanation(explanation):
     return figure
 
 
-def frontier(results, x="parameters", y=None, *, batch_size=32, tokens=128):
+def frontier(results: SweepResult | Sequence[Record], x: str = "parameters", y: str | None = None, *,
+             batch_size: int = 32, tokens: int = 128) -> Figure:
     """Draw results against what they cost, and join those that none beats in both.
 
     Parameters
@@ -125,7 +140,8 @@ def frontier(results, x="parameters", y=None, *, batch_size=32, tokens=128):
     return figure
 
 
-def confusion_matrix(labels, predictions, names=None, *, normalize=False):
+def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, names: Sequence[str] | None = None, *,
+                     normalize: bool = False) -> Figure:
     """Draw how often each class was taken for each.
 
     Parameters
@@ -167,7 +183,7 @@ def confusion_matrix(labels, predictions, names=None, *, normalize=False):
     return figure
 
 
-def memory_plan(plan):
+def memory_plan(plan: MemoryPlan) -> Figure:
     """Draw what memory a training takes; as `MemoryPlan.plot`.
 
     Parameters
@@ -194,7 +210,7 @@ def memory_plan(plan):
     return figure
 
 
-def _draw_steps(axis, losses):
+def _draw_steps(axis: Axes, losses: Sequence[float]) -> None:
     steps = np.arange(1, len(losses) + 1)
     axis.plot(steps, losses, color="C0", alpha=0.35, linewidth=1, label="of a step",
               marker="." if len(losses) < 3 else "")
@@ -209,7 +225,7 @@ def _draw_steps(axis, losses):
     axis.grid(alpha=0.3)
 
 
-def _draw_epochs(axis, history, names):
+def _draw_epochs(axis: Axes, history: History, names: Sequence[str]) -> None:
     epochs = [entry["epoch"] for entry in history.epochs]
     for name in names:
         color = {"loss": "C0", "validation_loss": "C1"}.get(name, f"C{2 + names.index(name)}")
@@ -222,14 +238,15 @@ def _draw_epochs(axis, history, names):
         axis.axvline(history.best_epoch, color="0.4", linestyle=":", label=f"best: epoch {history.best_epoch}",
                      zorder=0)
     axis.set_xlabel("epoch")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # a MaxNLocator takes it
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
 
 
-def _points(results, x, y, batch_size, tokens):
+def _points(results: SweepResult | Sequence[Record], x: str, y: str | None, batch_size: int,
+            tokens: int) -> tuple[list[Record], str]:
     """Return dictionaries with "name" and the entries for both axes, and the name of the entry for y."""
-    if hasattr(results, "histories"):
+    if not isinstance(results, Sequence):
         monitors = [history.monitor for history in results.histories.values()]
         y = y or monitors[0] or "loss"
         points = [dict(row) for row in results.table]
@@ -250,11 +267,11 @@ def _points(results, x, y, batch_size, tokens):
     return kept, y
 
 
-def _is_number(value):
+def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _front(costs, gains):
+def _front(costs: Float64s, gains: Float64s) -> Integers:
     """Return the numbers of the points that no other beats, by rising cost."""
     best, highest = [], -math.inf
     for number in np.lexsort((-gains, costs)):
@@ -264,7 +281,7 @@ def _front(costs, gains):
     return np.array(best)
 
 
-def _scale_costs(axis, costs):
+def _scale_costs(axis: Axes, costs: Float64s) -> None:
     """Write costs out, on a logarithmic scale where they span more than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -276,15 +293,15 @@ def _scale_costs(axis, costs):
     axis.xaxis.set_major_formatter("{x:,.10g}")
 
 
-def _place_names(figure, axis, points, rising, needed):
+def _place_names(figure: Figure, axis: Axes, points: Array, rising: bool, needed: int) -> None:
     """Move the names of points to where they meet neither each other nor a point; hide those that have no room.
 
     The first `needed` ones are not hidden. The line is stepped, so that there is room to the right of its points on the
     side that it turns away from, and to the left on the other.
     """
     figure.draw_without_rendering()  # settles where the axes are
-    renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent()
-    dots, taken = axis.transData.transform(points), []
+    renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent()  # type: ignore[attr-defined]  # of Agg
+    dots, taken = axis.transData.transform(points), list[Any]()
     for number, text in enumerate(axis.texts):
         for row, right in ((row, right) for row in range(3) for right in (True, False)):
             above, distance = right != rising, 5 + 11 * row
@@ -299,13 +316,13 @@ def _place_names(figure, axis, points, rising, needed):
             text.set_visible(number < needed)
 
 
-def _figure(panels, width, height):
+def _figure(panels: int, width: float, height: float) -> tuple[Figure, Array]:
     figure = _figure_type()(figsize=(width, height), layout="constrained", dpi=110)
     return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
 @cache
-def _figure_type():
+def _figure_type() -> type[Figure]:
     """Return the class of figures that notebooks show, whether pyplot was imported or not."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -314,11 +331,11 @@ def _figure_type():
         raise ImportError("plots need the matplotlib package: pip install 'sherl[plots]'") from None
 
     class Picture(Figure):
-        def __init__(self, *args, **settings):
+        def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             FigureCanvasAgg(self)
 
-        def _repr_png_(self):
+        def _repr_png_(self) -> bytes:
             from io import BytesIO
 
             content = BytesIO()

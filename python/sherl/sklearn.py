@@ -1,13 +1,32 @@
 """Estimators for scikit-learn: a classifier, a regressor, and a transformer of samples to frozen features."""
 
+from __future__ import annotations
+
 import copy
 import hashlib
 import json
 import time
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
+
+from ._typing import (
+    Array,
+    ArrayLike,
+    ByteCount,
+    Down,
+    Element,
+    Guidance,
+    Optimizer,
+    PathLike,
+    Pooling,
+    Schedule,
+    UpNorm,
+)
+from .blocks.late import OwnLayer
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, TransformerMixin, clone
@@ -26,6 +45,9 @@ from .features import Features
 from .features.writer import BeingWritten
 from .network import SideNetwork
 
+if TYPE_CHECKING:
+    pass
+
 __all__ = ["FrozenFeatures", "SherlClassifier", "SherlRegressor"]
 
 _LARGEST_SEED = 2**31 - 1
@@ -34,7 +56,7 @@ _LARGEST_SEED = 2**31 - 1
 class _Shared(BaseEstimator):
     """Estimators whose clones share frozen layers and backbones, which are large and never change."""
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self) -> Any:
         settings = self.get_params(deep=False).items()
         return type(self)(**{name: value if name in ("late", "backbone") else clone(value, safe=False)
                              for name, value in settings})
@@ -43,10 +65,14 @@ class _Shared(BaseEstimator):
 class _SherlEstimator(_Shared):
     """What classifier and regressor share: reading of samples, the network, the training."""
 
-    def __init__(self, hidden=None, late=(), pool="mean", *, down="layernorm", guidance="token", up_norm="layernorm",
-                 pooler=False, dropout=0.1, epochs=20, batch_size=32, learning_rate=3e-3, optimizer="adamw",
-                 weight_decay=0.01, schedule="linear", warmup=0.06, clip_norm=1.0, validation_fraction=None,
-                 patience=None, memory_budget=None, random_state=None, progress=False):
+    def __init__(self, hidden: int | None = None, late: Sequence[OwnLayer] | str = (), pool: Pooling = "mean", *,
+                 down: Down = "layernorm", guidance: Guidance = "token", up_norm: UpNorm | None = "layernorm",
+                 pooler: bool = False, dropout: float = 0.1, epochs: int = 20, batch_size: int = 32,
+                 learning_rate: float = 3e-3, optimizer: Optimizer = "adamw", weight_decay: float = 0.01,
+                 schedule: Schedule = "linear", warmup: float = 0.06, clip_norm: float | None = 1.0,
+                 validation_fraction: float | None = None, patience: int | None = None,
+                 memory_budget: ByteCount | None = None, random_state: int | np.random.RandomState | None = None,
+                 progress: bool = False) -> None:
         self.hidden = hidden
         self.late = late
         self.pool = pool
@@ -69,12 +95,12 @@ class _SherlEstimator(_Shared):
         self.random_state = random_state
         self.progress = progress
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
 
-    def _read(self, X, fitting=False):
+    def _read(self, X: Any, fitting: bool = False) -> Features:
         """Return samples as features of two taps or more."""
         if not isinstance(X, Features):
             X = np.asarray(X) if isinstance(X, (list, tuple)) else X
@@ -82,12 +108,13 @@ class _SherlEstimator(_Shared):
                                            ensure_2d=len(getattr(X, "shape", ())) < 3))
         return X.select([0, 0]) if len(X.channels) == 1 else X
 
-    def _read_targets(self, features, y, numbers):
+    def _read_targets(self, features: Features, y: ArrayLike, numbers: bool) -> Array:
         _, y = check_X_y(np.empty((len(features), 0)), y, multi_output=True, y_numeric=numbers, estimator=self,
                          ensure_min_features=0)
         return y
 
-    def _train(self, features, targets, head, sample_weight, strata=None):
+    def _train(self, features: Features, targets: Array, head: Classifier | Regressor, sample_weight: ArrayLike | None,
+               strata: Array | None = None) -> Any:
         """Make the network and train it."""
         random = check_random_state(self.random_state)
         seed = int(random.randint(_LARGEST_SEED))
@@ -115,10 +142,12 @@ class _SherlEstimator(_Shared):
         )
         return self
 
-    def _computed(self, name, X):
+    def _computed(self, name: str, X: Any) -> Array:
         """Return what a method of the network gives for samples."""
         check_is_fitted(self)
-        return getattr(self.network_, name)(self._read(X), memory_budget=self.memory_budget, progress=self.progress)
+        method = getattr(self.network_, name)
+        computed: Array = method(self._read(X), memory_budget=self.memory_budget, progress=self.progress)
+        return computed
 
 
 class SherlClassifier(ClassifierMixin, _SherlEstimator):
@@ -165,11 +194,14 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
     history_ : History
     """
 
-    def __init__(self, hidden=None, late=(), pool="mean", *, down="layernorm", guidance="token", up_norm="layernorm",
-                 pooler=False, dropout=0.1, class_weight=None, label_smoothing=0.0, epochs=20, batch_size=32,
-                 learning_rate=3e-3, optimizer="adamw", weight_decay=0.01, schedule="linear", warmup=0.06,
-                 clip_norm=1.0, validation_fraction=None, patience=None, memory_budget=None, random_state=None,
-                 progress=False):
+    def __init__(self, hidden: int | None = None, late: Sequence[OwnLayer] | str = (), pool: Pooling = "mean", *,
+                 down: Down = "layernorm", guidance: Guidance = "token", up_norm: UpNorm | None = "layernorm",
+                 pooler: bool = False, dropout: float = 0.1, class_weight: Mapping[Any, float] | str | None = None,
+                 label_smoothing: float = 0.0, epochs: int = 20, batch_size: int = 32, learning_rate: float = 3e-3,
+                 optimizer: Optimizer = "adamw", weight_decay: float = 0.01, schedule: Schedule = "linear",
+                 warmup: float = 0.06, clip_norm: float | None = 1.0, validation_fraction: float | None = None,
+                 patience: int | None = None, memory_budget: ByteCount | None = None,
+                 random_state: int | np.random.RandomState | None = None, progress: bool = False) -> None:
         super().__init__(
             hidden, late, pool, down=down, guidance=guidance, up_norm=up_norm, pooler=pooler, dropout=dropout,
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, optimizer=optimizer,
@@ -180,12 +212,12 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
         self.class_weight = class_weight
         self.label_smoothing = label_smoothing
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> SherlClassifier:
         """Train on samples.
 
         Parameters
@@ -219,7 +251,7 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
                           label_smoothing=self.label_smoothing, class_weights=weights, multi_label=several)
         return self._train(features, targets, head, sample_weight, None if several else targets)
 
-    def predict(self, X):
+    def predict(self, X: Any) -> Array:
         """Predict labels.
 
         Parameters
@@ -232,9 +264,10 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
         numpy.ndarray of shape (samples,), or (samples, labels) of 0 and 1
         """
         numbers = self._computed("predict", X)
-        return numbers if self.network_.head.multi_label else self.classes_[numbers]
+        several = cast(Classifier, self.network_.head).multi_label
+        return numbers if several else self.classes_[numbers]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> Array:
         """Compute probabilities of the classes.
 
         Parameters
@@ -249,7 +282,7 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
         """
         return self._computed("predict_proba", X)
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> Array:
         """Compute the outputs of the network.
 
         Parameters
@@ -263,7 +296,7 @@ class SherlClassifier(ClassifierMixin, _SherlEstimator):
             Logits in the order of `classes_`; of two classes what the second has more than the first, (samples,).
         """
         logits = self._computed("forward", X)
-        two = len(self.classes_) == 2 and not self.network_.head.multi_label
+        two = len(self.classes_) == 2 and not cast(Classifier, self.network_.head).multi_label
         return logits[:, 1] - logits[:, 0] if two else logits
 
 
@@ -285,12 +318,12 @@ class SherlRegressor(RegressorMixin, _SherlEstimator):
     history_ : History
     """
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
 
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> SherlRegressor:
         """Train on samples.
 
         Parameters
@@ -314,7 +347,7 @@ class SherlRegressor(RegressorMixin, _SherlEstimator):
         head = Regressor(features.channels[-1], 1 if self._flat else y.shape[1], pool=self.pool, pooler=self.pooler)
         return self._train(features, (y - self.target_mean_) / self.target_scale_, head, sample_weight)
 
-    def predict(self, X):
+    def predict(self, X: Any) -> Array:
         """Predict numbers.
 
         Parameters
@@ -351,8 +384,10 @@ class FrozenFeatures(TransformerMixin, _Shared):
         Nothing is ever removed from it.
     """
 
-    def __init__(self, backbone, taps="all", *, dtype="float32", batch_size=128, max_length=None, preprocessed=False,
-                 tower=None, cache=None, progress=False):
+    def __init__(self, backbone: Any, taps: str | Sequence[int] = "all", *, dtype: Element = "float32",
+                 batch_size: int = 128, max_length: int | None = None, preprocessed: bool = False,
+                 tower: Literal["text", "image"] | None = None, cache: PathLike | None = None,
+                 progress: bool = False) -> None:
         self.backbone = backbone
         self.taps = taps
         self.dtype = dtype
@@ -363,17 +398,17 @@ class FrozenFeatures(TransformerMixin, _Shared):
         self.cache = cache
         self.progress = progress
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
 
-    def __sklearn_is_fitted__(self):
+    def __sklearn_is_fitted__(self) -> bool:
         return True
 
-    def fit(self, X=None, y=None):
+    def fit(self, X: Any = None, y: Any = None) -> FrozenFeatures:
         """Return the transformer itself.
 
         Parameters
@@ -383,7 +418,7 @@ class FrozenFeatures(TransformerMixin, _Shared):
         """
         return self
 
-    def transform(self, X):
+    def transform(self, X: Any) -> Features:
         """Compute hidden states.
 
         Parameters
@@ -413,7 +448,7 @@ class FrozenFeatures(TransformerMixin, _Shared):
                 time.sleep(0.1)
 
 
-def _features_of(X):
+def _features_of(X: Array) -> Features:
     """Return an array as features."""
     if X.ndim == 4:
         return Features.from_arrays(list(X.swapaxes(0, 1)))
@@ -423,7 +458,7 @@ def _features_of(X):
     return Features([X] if X.ndim == 2 else list(X.swapaxes(0, 1)), np.ones(len(X), np.int64))
 
 
-def _fingerprint(settings, samples):
+def _fingerprint(settings: list[Any], samples: Iterable[Any]) -> str:
     """Return the SHA-256 of settings and samples, in hexadecimal."""
     digest = hashlib.sha256(repr([list(value) if isinstance(value, tuple) else value for value in settings]).encode())
     for sample in samples:
@@ -436,11 +471,11 @@ def _fingerprint(settings, samples):
 
 
 @lru_cache(maxsize=2)
-def _loaded(path, tower, stamp):
+def _loaded(path: str, tower: Literal["text", "image"] | None, stamp: tuple[Any, ...]) -> Any:
     return load_backbone(path, tower)
 
 
-def _stamp(path):
+def _stamp(path: PathLike) -> tuple[Any, ...]:
     """Return what changes when the files of a backbone do."""
     path = Path(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -39,7 +39,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     failed = [program.name for program in programs if not passes(program, arguments.valgrind)]
-    print("".join(f"failed: {name}\n" for name in failed) + f"tests/c: {len(programs) - len(failed)} passed, {len(failed)} failed")
+    print("".join(f"failed: {name}\n" for name in failed)
+          + f"tests/c: {len(programs) - len(failed)} passed, {len(failed)} failed")
     return 1 if failed else 0
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from small import basic_block_weights, bottleneck_weights  # noqa: E402
+from small import basic_block_weights, bottleneck_weights
 
-import sherl  # noqa: E402
+import sherl
 
 WIDTH, HEADS = 16, 4
 LAYER = {"intermediate": 24, "eps": 1e-5}
@@ -22,8 +22,9 @@ def frozen(block, seed=0):
     """The same layer with random weights that stay."""
     rng = np.random.default_rng([seed, 9])
     made, block_core = type(block)(**block.settings), sherl.blocks.block._core
-    made._frozen = {role: (0.4 * rng.standard_normal(shape) + role.endswith("weight") * (len(shape) == 1)).astype(block_core.REAL)
+    made._frozen = {role: 0.4 * rng.standard_normal(shape) + role.endswith("weight") * (len(shape) == 1)
                     for role, shape in block._shapes().items()}
+    made._frozen = {role: array.astype(block_core.REAL) for role, array in made._frozen.items()}
     return made
 
 

@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from small import same_bits
-
 from benchmarks import architecture, compare, suite
+from small import same_bits
 
 ARCHITECTURES = pytest.mark.parametrize("made", suite.QUICK.architectures, ids=lambda made: made.title)
 

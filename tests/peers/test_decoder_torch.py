@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from benchmarks import peer_torch
 from test_heads_torch import assert_same_weights, compare, tensors, torch_detection
 from test_layers_transformers import EAGER, FEATURES, HEADS, INNER, first, randomized, weights_of
 from torch import nn
@@ -11,7 +12,6 @@ from transformers.models.detr.modeling_detr import DetrDecoderLayer, DetrEncoder
 
 import sherl
 import sherl.torch
-from benchmarks import peer_torch
 from sherl import losses
 
 SAMPLES, TOKENS, QUERIES, CLASSES, TAPS = 6, 9, 4, 3, 3
@@ -78,7 +78,7 @@ def pair():
     net = sherl.SideNetwork(sherl.MTSA.detr(FEATURES, TAPS, 8), late, sherl.Detector(FEATURES, CLASSES, hidden=10))
     peer = peer.double()
     with torch.no_grad():
-        for name, value in peer.trainable().items():
+        for value in peer.trainable().values():
             value.add_(0.05 * torch.randn_like(value))
     net.load_state_dict({name: value.detach().numpy() for name, value in peer.trainable().items()})
     return net, peer
@@ -101,7 +101,8 @@ def test_loss_and_all_gradients(pair):
     net, peer = pair
     given, boxes, labels = problem()
     outputs = net.forward(given)
-    value, gradient = losses.detection(CLASSES)(outputs.reshape(-1, outputs.shape[-1]), losses.box_targets(boxes, labels),
+    value, gradient = losses.detection(CLASSES)(outputs.reshape(-1, outputs.shape[-1]),
+                                                losses.box_targets(boxes, labels),
                                                 np.full(SAMPLES, QUERIES))
     _, gradients = net.vjp(given, gradient.reshape(outputs.shape).astype(np.float32))
     assert "late.2.positions" in gradients

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_guides import run  # noqa: E402
+from test_guides import run
 
 
 def test_torch():
@@ -86,7 +86,7 @@ def test_images(monkeypatch):
     rng = np.random.default_rng(0)
     models = types.SimpleNamespace(resnet50=ResNet)
     monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(models=models))
-    draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+    draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
     sides = [(1, 2), (2, 1)]
     names = {
         "np": np, "images": torch.rand(8, 3, 32, 32), "labels": np.arange(8) % 10,

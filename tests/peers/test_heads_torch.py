@@ -6,23 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks import peer_torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import peer_torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from small import FEATURES, HEADS, bert_weights, frozen_layer, mask_of, network, taps_of  # noqa: E402
+from small import FEATURES, HEADS, bert_weights, frozen_layer, mask_of, network, taps_of
 
-import sherl  # noqa: E402
-from sherl import losses  # noqa: E402
+import sherl
+from sherl import losses
 
 IGNORED = -100
 
 
 def as_peer(net, head, taps=3, late=1):
     """The network of `small.network` in PyTorch, in float64, with a head of its own and the same weights."""
-    weights = [{name: torch.from_numpy(value) for name, value in bert_weights(number).items()} for number in range(late)]
+    weights = [{name: torch.from_numpy(value) for name, value in bert_weights(number).items()}
+               for number in range(late)]
     mtsa = peer_torch.MTSA(taps, FEATURES, 8, up_norm="layernorm")
     head.pool = None
     peer = peer_torch.SideNetwork(mtsa, [peer_torch.TransformerLayer(each, HEADS) for each in weights], head).double()
@@ -221,7 +221,8 @@ def test_ten_steps_with_groups_and_an_average():
 
 
 def torch_giou(boxes, targets):
-    low, high = (torch.stack([rows[:, :2] - rows[:, 2:] / 2, rows[:, :2] + rows[:, 2:] / 2]) for rows in (boxes, targets))
+    low, high = (torch.stack([rows[:, :2] - rows[:, 2:] / 2, rows[:, :2] + rows[:, 2:] / 2])
+                 for rows in (boxes, targets))
     inner = (torch.minimum(low[1], high[1]) - torch.maximum(low[0], high[0])).clamp(min=0).prod(dim=1)
     outer = (torch.maximum(low[1], high[1]) - torch.minimum(low[0], high[0])).prod(dim=1)
     union = boxes[:, 2:].prod(dim=1) + targets[:, 2:].prod(dim=1) - inner
@@ -249,7 +250,8 @@ def torch_detection(outputs, lengths, boxes, labels, classes):
     for length, rows, label in zip(lengths, boxes, labels):
         mine, rows = outputs[start : start + length], torch.tensor(rows)
         overlap = torch.stack([torch_giou(mine[:, columns:], row.expand(length, 4)) for row in rows], dim=1)
-        costs = -mine[:, :columns].softmax(dim=1)[:, label] + 5 * torch.cdist(mine[:, columns:], rows, p=1) - 2 * overlap
+        costs = -mine[:, :columns].softmax(dim=1)[:, label] + 5 * torch.cdist(mine[:, columns:], rows,
+                                                                              p=1) - 2 * overlap
         queries, objects = losses.match_boxes(costs.detach().numpy())
         wanted[start + queries] = torch.from_numpy(label[objects])
         geometry = geometry + 5 * F.l1_loss(mine[queries, columns:], rows[objects], reduction="sum")

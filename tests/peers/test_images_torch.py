@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from benchmarks import resnet_torch
 from small import RESNET, bottleneck_weights, image_network, image_problem
 from torch.nn import functional as F
-
-from benchmarks import resnet_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

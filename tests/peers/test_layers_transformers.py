@@ -109,7 +109,7 @@ def t5(decoder, feed_forward):
     module = randomized(T5Block(config, has_relative_attention_bias=True, layer_idx=0))
     layer = sherl.T5Block.from_t5(weights_of(module), HEADS, eps=config.layer_norm_epsilon, decoder=decoder)
     if decoder:
-        function = lambda x, memory: first(  # noqa: E731
+        function = lambda x, memory: first(
             module(x, attention_mask=causal_mask(x.shape[1]), encoder_hidden_states=memory)
         )
         return Peer(layer, function, ("x", "memory"))
@@ -125,9 +125,9 @@ def detr(decoder):
     module = randomized((DetrDecoderLayer if decoder else DetrEncoderLayer)(config))
     layer = sherl.TransformerLayer.from_detr(weights_of(module), HEADS, decoder=decoder)
     if not decoder:
-        function = lambda x, positions: first(module(x, None, spatial_position_embeddings=positions))  # noqa: E731
+        function = lambda x, positions: first(module(x, None, spatial_position_embeddings=positions))
         return Peer(layer, function, ("x", "positions"))
-    function = lambda x, positions, memory, memory_positions: first(  # noqa: E731
+    function = lambda x, positions, memory, memory_positions: first(
         module(x, object_queries_position_embeddings=positions, encoder_hidden_states=memory,
                spatial_position_embeddings=memory_positions)
     )  # fmt: skip

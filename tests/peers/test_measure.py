@@ -5,7 +5,6 @@ import time
 
 import numpy as np
 import pytest
-
 from benchmarks import compare, lengths, measure, sides
 from benchmarks.problem import Problem
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-
 from benchmarks import compare, sides
 from benchmarks.problem import Problem
 

@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-
 from benchmarks import peer_torch
 from benchmarks.problem import HEAD_CHANNELS, Problem, draw
 

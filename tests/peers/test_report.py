@@ -4,7 +4,6 @@ import dataclasses
 import random
 
 import pytest
-
 from benchmarks import aims, compare, plots, report, suite, sweeps
 from benchmarks.measure import Timing
 from benchmarks.problem import Problem
@@ -16,7 +15,7 @@ def outcome(names, seed=0):
     rng = random.Random(seed)
     timings = {name: Timing(tuple((1 + 2 * place) * rng.uniform(0.01, 0.011) for _ in range(4)))
                for place, name in enumerate(["sherl", *names])}
-    agreements = {name: (1e-6, 1e-6, "early.gate", 1e-5) for name in names}
+    agreements = dict.fromkeys(names, (1e-06, 1e-06, "early.gate", 1e-05))
     return compare.Outcome(timings, agreements, {"JAX jit, first row": "ModuleNotFoundError: jax"}, share=0.7)
 
 

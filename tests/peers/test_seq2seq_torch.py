@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from benchmarks import seq2seq_torch
 
 import sherl
-from benchmarks import seq2seq_torch
 
 LIMIT = 1e-4
 WORDS, END = 60, 1

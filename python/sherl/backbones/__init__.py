@@ -1,11 +1,16 @@
 """Frozen backbones that run in sherl's own core."""
 
+from __future__ import annotations
+
+from typing import Literal
+
+from .._typing import PathLike
 from .backbone import Backbone
 
 __all__ = ["Backbone", "load_backbone"]
 
 
-def load_backbone(path, tower=None):
+def load_backbone(path: PathLike, tower: Literal["text", "image"] | None = None) -> Backbone:
     """Load a frozen backbone.
 
     Parameters

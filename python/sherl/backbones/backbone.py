@@ -1,20 +1,31 @@
 """Backbones in the core: a stem and layers as one program, whose hidden states are written where they stay."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, Element, Float32s, Integers, PathLike, Pooling, Spaces
 from ..blocks.norm import LayerNorm, RMSNorm
+from ..blocks.residual import ResidualBlock
 from ..checks import flag, one_of, whole_number
 from ..features.disk import fields_of
+from ..features.features import Features
 from ..features.rows import offsets_of, quantised
 from ..features.sinks import DTYPES, DiskSink, MemorySink
 from ..training.progress import PATIENCE, progress_bar
 from . import pairs
 from .loading import read_parts
+
+if TYPE_CHECKING:
+    from ..features.seq2seq import Seq2SeqFeatures
+    from .samples import Samples
 
 __all__ = ["Backbone"]
 
@@ -51,7 +62,7 @@ class Backbone:
         Tokens that a text can have; None where it takes no texts.
     """
 
-    def __init__(self, path, tower=None):
+    def __init__(self, path: PathLike, tower: Literal["text", "image"] | None = None) -> None:
         parts = read_parts(path, tower)
         self.family, self.takes = parts.title, parts.takes
         self.layers, self.decoder_layers = parts.layers, parts.decoder_layers
@@ -59,19 +70,20 @@ class Backbone:
         self.channels = [parts.stem.out_features, *(layer.out_features for layer in self.layers)]
         self.hidden_size = self.channels[-1]
         self.max_length = parts.stem.max_length
-        self._stem, self._norm, self._eps = parts.stem, parts.norm, parts.eps
+        self._stem: Any = parts.stem  # one of loading.Stem, as `takes` tells
+        self._norm, self._eps = parts.norm, parts.eps
         self.final_norm = None
         if self._norm:
             kind = LayerNorm if "bias" in self._norm else RMSNorm
             self.final_norm = kind.from_weights(**self._norm, eps=self._eps)
         self.language, self.projection = parts.language, parts.projection
         self._store = _core.Parameters()
-        self._programs = {}
-        self._fingerprint = None
+        self._programs: dict[Any, _core.Program] = {}
+        self._fingerprint: str | None = None
         self._lock = threading.RLock()
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of the configuration and all weights that the states depend on, in hexadecimal."""
         if self._fingerprint is None:
             digest = hashlib.sha256(json.dumps([self.family, self._stem.facts], sort_keys=True).encode())
@@ -80,15 +92,15 @@ class Backbone:
                     digest.update(repr((name, array.shape)).encode())
                     digest.update(array)
             for layer in self.layers:
-                digest.update(layer.fingerprint.encode())
+                digest.update(str(layer.fingerprint).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return (f"Backbone({self.family}, {self.num_layers} layers of {self.hidden_size} channels, "
                 f"{self.num_parameters():,} parameters)")
 
-    def num_parameters(self):
+    def num_parameters(self) -> int:
         """Count the numbers in all weights that the states depend on.
 
         Returns
@@ -96,11 +108,11 @@ class Backbone:
         int
         """
         own = [*self._stem.arrays.values(), *self._norm.values()]
-        return sum(array.size for array in own) + sum(
+        return sum(int(array.size) for array in own) + sum(
             layer.num_parameters(trainable_only=False) for layer in self.layers
         )
 
-    def tokenize(self, texts, max_length=None):
+    def tokenize(self, texts: Sequence[Any], max_length: int | None = None) -> list[list[int]]:
         """Turn texts into token ids.
 
         Parameters
@@ -116,10 +128,12 @@ class Backbone:
         """
         if self.takes != "text":
             raise TypeError(f"the {self.family} backbone takes no texts")
-        return self._stem.tokenize(texts, self._length(max_length))
+        ids: list[list[int]] = self._stem.tokenize(texts, self._length(max_length))
+        return ids
 
-    def extract(self, samples, taps="all", *, batch_size=128, max_length=None, dtype="float32", progress=True,
-                preprocessed=False, out=None, late=1):
+    def extract(self, samples: Any, taps: str | Sequence[int] = "all", *, batch_size: int = 128,
+                max_length: int | None = None, dtype: Element = "float32", progress: bool = True,
+                preprocessed: bool = False, out: PathLike | None = None, late: int = 1) -> Features:
         """Compute hidden states.
 
         With `out` they are written to disk as they are computed, and memory holds those of one batch. An interrupted
@@ -174,7 +188,7 @@ class Backbone:
         read = self._read(samples, max_length, flag(preprocessed, "preprocessed"))
         sizes = self._sizes(read.sizes)
         taps = [(dtype, self.channels[state]) for state in states]
-        facts = {
+        facts: dict[str, Any] = {
             "source": {"backbone": self.fingerprint, "states": states},
             "preprocessing": {"layers": self.num_layers, **read.preprocessing},
             "layers": self.layers[self.num_layers - whole_number(late, "late", 0, self.num_layers) :],
@@ -197,8 +211,10 @@ class Backbone:
                 bar.update(stop - start)
             return sink.features()
 
-    def extract_pairs(self, inputs, targets, *, encoder_taps=None, decoder_taps=None, batch_size=64, max_length=None,
-                      target_max_length=None, dtype="float32", progress=True):
+    def extract_pairs(self, inputs: Sequence[Any], targets: Sequence[Any], *, encoder_taps: Sequence[int] | None = None,
+                      decoder_taps: Sequence[int] | None = None, batch_size: int = 64, max_length: int | None = None,
+                      target_max_length: int | None = None, dtype: Element = "float32",
+                      progress: bool = True) -> Seq2SeqFeatures:
         """Compute states of T5's encoder on inputs, and of its decoder, which is fed the targets (teacher forcing).
 
         Parameters
@@ -223,11 +239,11 @@ class Backbone:
         return pairs.extract_pairs(self, inputs, targets, encoder_taps, decoder_taps, batch_size, max_length,
                                    target_max_length, dtype, progress)
 
-    def _check_language(self):
+    def _check_language(self) -> None:
         if self.language is None:
             raise TypeError(f"the {self.family} backbone has no decoder of texts that can be run")
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Turn token ids into texts.
 
         Parameters
@@ -241,10 +257,11 @@ class Backbone:
         """
         if self.takes != "text":
             raise TypeError(f"the {self.family} backbone takes no texts")
-        return self._stem.detokenize(ids)
+        texts: list[str] = self._stem.detokenize(ids)
+        return texts
 
-    def encode(self, samples, how="mean", *, normalize=False, batch_size=128, max_length=None, progress=True,
-               preprocessed=False):
+    def encode(self, samples: Any, how: Pooling = "mean", *, normalize: bool = False, batch_size: int = 128,
+               max_length: int | None = None, progress: bool = True, preprocessed: bool = False) -> Array:
         """Compute one vector a sample: its last states, pooled.
 
         Parameters
@@ -266,28 +283,30 @@ class Backbone:
         pooled = features.pooled(how=how)
         return pooled / np.linalg.norm(pooled, axis=1, keepdims=True) if normalize else pooled
 
-    def _read(self, samples, max_length, preprocessed):
+    def _read(self, samples: Any, max_length: int | None, preprocessed: bool) -> Samples:
         if preprocessed and self.takes != "image":
             raise ValueError(f"preprocessed goes with images, but the backbone takes {self.takes}")
         if max_length is not None and self.takes != "text":
             raise ValueError(f"max_length goes with texts, but the backbone takes {self.takes}")
-        if self.takes == "text":
-            return self._stem.read(samples, self._length(max_length))
-        return self._stem.read(samples, preprocessed) if self.takes == "image" else self._stem.read(samples)
+        others: dict[str, list[Any]] = {"text": [self._length(max_length)], "image": [preprocessed]}
+        read: Samples = self._stem.read(samples, *others.get(self.takes, []))
+        return read
 
-    def _sizes(self, first):
+    def _sizes(self, first: Integers) -> list[Integers]:
         """Return what the states have, given the first: rows of each sample, or heights and widths."""
         sizes = [first]
         for layer in self.layers:
-            sizes.append(sizes[-1] if first.ndim == 1 else layer.output_sizes(sizes[-1]))
+            sizes.append(layer.output_sizes(sizes[-1]) if isinstance(layer, ResidualBlock) else sizes[-1])
         return sizes
 
-    def _run(self, states, sizes, inputs, stored, scales):
+    def _run(self, states: Sequence[int], sizes: Integers, inputs: Any, stored: Sequence[Array],
+             scales: Sequence[Float32s | None]) -> None:
         """Compute the states of some samples into arrays of their rows."""
         space = offsets_of(sizes) if sizes.ndim == 1 else sizes
         self._forward(self._program(tuple(states)), len(sizes), [None, space], inputs, stored, scales)
 
-    def _forward(self, program, samples, spaces, inputs, stored, scales):
+    def _forward(self, program: _core.Program, samples: int, spaces: Spaces, inputs: Any, stored: Sequence[Array],
+                 scales: Sequence[Float32s | None]) -> None:
         """Run a program whose outputs go to arrays of any type."""
         sinks = [part if part.dtype != np.int8 else np.empty(part.shape, np.float32) for part in stored]
         program.forward(samples, spaces, inputs, [(sink, None) for sink in sinks])
@@ -295,7 +314,7 @@ class Backbone:
             if scale is not None:
                 part[...], scale[...] = quantised(sink)
 
-    def _program(self, states):
+    def _program(self, states: tuple[int, ...]) -> _core.Program:
         if states not in self._programs:
             graph = _core.Graph(self._store, False)
             outputs = self._build(graph, max(states))
@@ -304,7 +323,7 @@ class Backbone:
             self._programs[states] = graph.compile(False)
         return self._programs[states]
 
-    def _build(self, graph, depth):
+    def _build(self, graph: _core.Graph, depth: int) -> list[int]:
         """Add the stem and `depth` layers to a graph, and return all states."""
         states = [self._stem.build(graph)]
         for number, layer in enumerate(self.layers[:depth]):
@@ -313,10 +332,10 @@ class Backbone:
             states[-1] = self.final_norm._build(graph, "norm.", states[-1:])
         return states
 
-    def _length(self, max_length):
+    def _length(self, max_length: int | None) -> int | None:
         return self.max_length if max_length is None else whole_number(max_length, "max_length", 1, self.max_length)
 
-    def _states(self, taps):
+    def _states(self, taps: str | Sequence[int]) -> list[int]:
         if isinstance(taps, str):
             one_of(taps, "taps", ("all", "all+last"))
             return list(range(self.num_layers + (taps == "all+last")))

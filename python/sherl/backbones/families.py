@@ -1,11 +1,15 @@
 """The families of backbones: what their config.json and their tensors are called, and how their layers are set."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from .. import _core
+from .._typing import Record
 from ..blocks import families as blocks
 from ..blocks.rotary import read_scaling
 from ..blocks.transformer import ACTIVATIONS, T5Block, TransformerLayer
@@ -40,11 +44,11 @@ class Layers:
 
     place: str
     family: blocks.Family
-    settings: dict = field(default_factory=dict)
-    facts: dict = field(default_factory=dict)
-    kind: type = TransformerLayer
-    shared: dict = field(default_factory=dict)
-    zeros: frozenset = frozenset()
+    settings: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    kind: type[TransformerLayer] = TransformerLayer
+    shared: dict[str, str] = field(default_factory=dict)
+    zeros: frozenset[str] = frozenset()
     count: str = "layers"
     heads: str = "heads"
     intermediate: str = "intermediate"
@@ -85,18 +89,18 @@ class Family:
 
     title: str
     stem: str
-    sizes: dict
-    tensors: dict
+    sizes: Mapping[str, Any]
+    tensors: Mapping[str, tuple[Any, ...]]
     layers: Layers
-    prefixes: tuple = ("",)
-    activation: tuple = ("hidden_act", "gelu")
-    eps: tuple = ("layer_norm_eps", 1e-12)
+    prefixes: tuple[str, ...] = ("",)
+    activation: tuple[str | None, str] = ("hidden_act", "gelu")
+    eps: tuple[str | None, float] = ("layer_norm_eps", 1e-12)
     norm: str | None = None
     projection: str | None = None
-    needs: tuple = ()
+    needs: tuple[tuple[str, tuple[Any, ...], str], ...] = ()
     decoder: Layers | None = None
-    constants: dict = field(default_factory=dict)
-    derive: Callable | None = None
+    constants: dict[str, Any] = field(default_factory=dict)
+    derive: Callable[[Record, Record], None] | None = None
 
 
 # ---- Encoders of text ----
@@ -113,7 +117,7 @@ _ENCODER = (
 )
 
 
-def _embeddings(width="features", types=True):
+def _embeddings(width: str = "features", types: bool = True) -> dict[str, tuple[Any, ...]]:
     """The tensors of BERT's embeddings; without token types where a family has none."""
     tensors = {
         "words": ("embeddings.word_embeddings.weight", ("vocabulary", width)),
@@ -127,12 +131,12 @@ def _embeddings(width="features", types=True):
     return tensors
 
 
-def _offset(facts, config):
+def _offset(facts: Record, config: Record) -> None:
     """Positions count from the one after the padding token's number."""
     facts["first_position"] = whole_number(config.get("pad_token_id", 1), "pad_token_id") + 1
 
 
-def _padding(facts, config):
+def _padding(facts: Record, config: Record) -> None:
     """Texts are as long as the model allows, and the padding counts."""
     facts["padding"] = whole_number(config.get("pad_token_id", 1), "pad_token_id")
 
@@ -166,14 +170,14 @@ ELECTRA = replace(
 _CAUSAL = {**_PRE, "causal": True}
 
 
-def _gpt2(facts, config):
+def _gpt2(facts: Record, config: Record) -> None:
     facts["intermediate"] = facts["intermediate"] or 4 * facts["features"]
 
 
 _LLAMA3 = {"low": "low_freq_factor", "high": "high_freq_factor"}
 
 
-def _rotary_scaling(rope, longest):
+def _rotary_scaling(rope: Any, longest: int) -> Any:
     """Return how rotary positions are rescaled, as a layer takes it; None where they are plain."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("default", "dynamic"):  # which rescales only texts that are longer than the model takes
@@ -191,7 +195,7 @@ def _rotary_scaling(rope, longest):
     return read_scaling(numbers)
 
 
-def _llama(facts, config):
+def _llama(facts: Record, config: Record) -> None:
     rope = config.get("rope_parameters") or {}
     if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1)) != 1:
         raise ValueError("only rotary positions that turn all channels of a head can be run, not partial ones")
@@ -222,14 +226,15 @@ LLAMA = Family(
     Layers("layers.{}.", blocks.LLAMA,
            {**_CAUSAL, "norm": "rmsnorm", "gated": True, "query_bias": None, "output_bias": None,
             "feed_forward_bias": None},
-           {"rotary_theta": "theta", "rotary_scaling": "rotary_scaling", "key_heads": "key_heads", "head_size": "head_size"}),
+           {"rotary_theta": "theta", "rotary_scaling": "rotary_scaling", "key_heads": "key_heads",
+            "head_size": "head_size"}),
     prefixes=("", "model."), activation=("hidden_act", "silu"), eps=("rms_norm_eps", 1e-6), norm="norm", derive=_llama,
 )  # fmt: skip
 
 # ---- T5 ----
 
 
-def _t5(facts, config):
+def _t5(facts: Record, config: Record) -> None:
     form = config.get("feed_forward_proj", "relu")
     gated, _, name = str(form).rpartition("-")
     if gated not in ("", "gated") or name not in ACTIVATIONS:
@@ -264,19 +269,19 @@ T5 = Family(
 # ---- BART and Marian ----
 
 
-def _sinusoids(shape):
-    """Return fixed positions (rows, channels): sines of ever slower angles, then their cosines   (Vaswani et al., 2017)"""
+def _sinusoids(shape: tuple[int, ...]) -> Any:
+    """Return fixed positions (rows, channels): sines of ever slower angles, then cosines (Vaswani et al., 2017)"""
     rows, channels = shape
     angles = np.arange(rows)[:, None] / 10000 ** (2 * np.arange((channels + 1) // 2) / channels)
     return np.concatenate([np.sin(angles), np.cos(angles[:, : channels // 2])], axis=1).astype(_core.REAL)
 
 
-def _marian(facts, config):
+def _marian(facts: Record, config: Record) -> None:
     scaled = flag(config.get("scale_embedding", False), "scale_embedding")
     facts["word_scale"] = facts["features"] ** 0.5 if scaled else 1.0
 
 
-def _bart(facts, config):
+def _bart(facts: Record, config: Record) -> None:
     _marian(facts, config)
     facts["first_position"] = 2  # of the table, whose first rows nothing uses
     facts["positions"] += 2
@@ -318,14 +323,14 @@ _VIT_TENSORS = {
 }  # fmt: skip
 
 
-def _tokens(facts, config):
+def _tokens(facts: Record, config: Record) -> None:
     """Positions are those of the patches, and of a class token unless the family has none."""
     if facts["image"] % facts["patch"]:
         raise ValueError(f"patch_size must divide the image_size {facts['image']}, got {facts['patch']}")
     facts["tokens"] = (facts["image"] // facts["patch"]) ** 2 + facts.get("class_tokens", 1)
 
 
-def _dinov2(facts, config):
+def _dinov2(facts: Record, config: Record) -> None:
     _tokens(facts, config)
     inner = int(facts["features"] * real_number(config.get("mlp_ratio", 4), "mlp_ratio", above=0.0))
     facts["gated"] = flag(config.get("use_swiglu_ffn", False), "use_swiglu_ffn")
@@ -354,7 +359,7 @@ DINOV2_REGISTERS = replace(
 # ---- Two towers ----
 
 
-def _defaults(sizes, *defaults):
+def _defaults(sizes: Mapping[str, str], *defaults: int) -> dict[str, tuple[str, int]]:
     """Sizes that a configuration may leave out."""
     return {fact: (name, default) for (fact, name), default in zip(sizes.items(), defaults)}
 
@@ -379,7 +384,8 @@ CLIP_IMAGE = replace(
     layers=Layers("vision_model.encoder.layers.{}.", blocks.CLIP, _PRE), norm="vision_model.post_layernorm",
     projection="visual_projection.weight", derive=_tokens,
 )  # fmt: skip
-_SIGLIP = {"activation": ("hidden_act", "gelu_pytorch_tanh"), "eps": ("layer_norm_eps", 1e-6), "projection": None}
+_SIGLIP: dict[str, Any] = {"activation": ("hidden_act", "gelu_pytorch_tanh"), "eps": ("layer_norm_eps", 1e-6),
+                           "projection": None}
 SIGLIP_TEXT = replace(
     CLIP_TEXT, title="SigLIP text", sizes=_defaults(_TEXT_SIZES, 768, 12, 12, 3072, 32000, 64),
     layers=Layers("text_model.encoder.layers.{}.", blocks.CLIP, _PRE), derive=_padding, **_SIGLIP,
@@ -393,11 +399,11 @@ SIGLIP_IMAGE = replace(
 # ---- Audio ----
 
 
-def _whisper_layers(part, family, settings):
+def _whisper_layers(part: str, family: blocks.Family, settings: dict[str, Any]) -> Layers:
     return Layers(
         f"{part}.layers.{{}}.", family, {**_PRE, **settings},
         zeros=frozenset({"self_attn.k_proj.bias", "encoder_attn.k_proj.bias"}),
-        **({"count": "decoder_layers", "heads": "decoder_heads", "intermediate": "decoder_intermediate",
+        **dict[str, Any]({"count": "decoder_layers", "heads": "decoder_heads", "intermediate": "decoder_intermediate",
             "facts": {"memory_features": "features"}} if part == "decoder" else {}),
     )  # fmt: skip
 

@@ -1,11 +1,16 @@
 """Folders in Hugging Face layout: config.json and the tensors of safetensors files, read and checked."""
 
+from __future__ import annotations
+
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .._typing import Array, PathLike, Record
 from ..blocks.weights import read_weight
 from ..features.rows import widened
 
@@ -16,7 +21,7 @@ CONFIG, WEIGHTS, INDEX, TOKENIZER = (
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
 
-def read_json(path):
+def read_json(path: Path) -> Record:
     """Return what a JSON file holds, which must be an object."""
     try:
         found = json.loads(path.read_bytes())
@@ -27,7 +32,7 @@ def read_json(path):
     return found
 
 
-def read_config(folder):
+def read_config(folder: PathLike) -> Record:
     """Return what a model folder's config.json holds."""
     path = Path(folder) / CONFIG
     if not path.is_file():
@@ -45,24 +50,24 @@ class Tensors:
         What errors say of where a shape that is asked for comes from.
     """
 
-    def __init__(self, folder, told=f", as {CONFIG} says"):
+    def __init__(self, folder: PathLike, told: str = f", as {CONFIG} says") -> None:
         self._prefix, self._told = "", told
-        self._places = {}  # by tensor name: its file and what that says of it
+        self._places: dict[str, tuple[Path, int, Any]] = {}  # by tensor name: its file and what that says of it
         for path in _files(Path(folder)):
             start, entries = _read_header(path)
             self._places.update({name: (path, start, entry) for name, entry in entries.items()})
         self._origin = str(Path(folder) / WEIGHTS)
 
-    def choose_prefix(self, prefixes, name):
+    def choose_prefix(self, prefixes: Sequence[str], name: str) -> None:
         """Put before all names the first of some prefixes with which there is a tensor of a name, "one|another"."""
         names = name.split("|")
         self._prefix = next((prefix for prefix in prefixes if any(prefix + each in self._places for each in names)),
                             prefixes[0])
 
-    def __contains__(self, name):
+    def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._places
 
-    def shape(self, name, dimensions):
+    def shape(self, name: str, dimensions: int) -> tuple[int, ...]:
         """Return the shape of a tensor, which must have some dimensions."""
         full = self._prefix + name
         if full not in self._places:
@@ -73,7 +78,7 @@ class Tensors:
             raise ValueError(f"{path}: {full} must have {dimensions} dimensions, got shape {found}")
         return found
 
-    def read(self, name, shape):
+    def read(self, name: str, shape: tuple[int, ...]) -> Array:
         """Return a tensor as an array of the core's type, which must be of a shape."""
         full = self._prefix + name
         if full not in self._places:
@@ -92,7 +97,7 @@ class Tensors:
         return read_weight(widened(array, "bfloat16") if entry["dtype"] == "BF16" else array, f"{path}: {full}")
 
 
-def _files(folder):
+def _files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
@@ -107,7 +112,7 @@ def _files(folder):
     return paths
 
 
-def _read_header(path):
+def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Return where the data of a safetensors file begin, and what its header says of each tensor."""
     with open(path, "rb") as stream:
         size = stream.seek(0, 2)
@@ -129,7 +134,7 @@ def _read_header(path):
     return 8 + length, entries
 
 
-def _checked(entry):
+def _checked(entry: Record) -> int:
     """Return where a tensor's data end, which must be as long as type and shape say."""
     first, last = entry["data_offsets"]
     numbers = [first, last, *entry["shape"]]
@@ -138,4 +143,4 @@ def _checked(entry):
     kind = _TYPES.get(entry["dtype"])
     if kind is not None and last - first != math.prod(entry["shape"]) * np.dtype(kind).itemsize:
         raise ValueError("a tensor's bytes do not fit its shape")
-    return last
+    return int(last)

@@ -1,7 +1,14 @@
 """The stem of image models: patches, class tokens and positions."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 
+from .. import _core
+from .._typing import Array, Integers, PathLike, Record, Source, StateDict
 from ..features.rows import offsets_of
 from .preprocessing import Preprocessor
 from .samples import Samples, arrays_fingerprint
@@ -21,32 +28,32 @@ class ImageStem:
 
     max_length = None
 
-    def __init__(self, folder, facts, arrays):
+    def __init__(self, folder: PathLike, facts: Record, arrays: StateDict) -> None:
         self.facts, self.arrays = facts, arrays
         self._preprocess = Preprocessor(folder, facts["channels"])
         extra = [arrays[name].reshape(-1, facts["features"]) for name in ("class", "registers") if name in arrays]
         self._extra = sum(map(len, extra))
-        self._tables = {}
+        self._tables: dict[tuple[int, int], Array] = {}
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """Channels of state 0."""
-        return self.facts["features"]
+        return int(self.facts["features"])
 
-    def read(self, images, preprocessed):
+    def read(self, images: Any, preprocessed: bool) -> Samples:
         """Return images, checked, as `Samples`."""
         channels = self.facts["channels"]
         images, sizes, preprocess, facts = read_preprocessed(images, channels, preprocessed, self._preprocess)
         grids = [self._grid(*size) for size in sizes]
         lengths = np.array([rows * columns + self._extra for rows, columns in grids], np.int64)
 
-        def inputs(start, stop):
+        def inputs(start: int, stop: int) -> list[Source]:
             chosen = [preprocess(image) for image in images[start:stop]]
             return [(self._patches(chosen, lengths[start:stop]), None), self._positions(grids[start:stop])]
 
         return Samples(lengths, inputs, lambda: arrays_fingerprint(images), facts)
 
-    def build(self, graph):
+    def build(self, graph: _core.Graph) -> int:
         """Add the stem to a graph, and return state 0."""
         facts, space = self.facts, graph.space("tokens")
         arrays = {"patch": self.arrays["patch_weight"].reshape(facts["features"], -1)}
@@ -60,7 +67,7 @@ class ImageStem:
             x = graph.layer_norm(x, weights["norm_weight"], weights["norm_bias"], facts["eps"])
         return x
 
-    def _grid(self, height, width):
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
         """Return rows and columns of patches."""
         image, patch = self.facts["image"], self.facts["patch"]
         if not self.facts.get("interpolates") and (height, width) != (image, image):
@@ -69,7 +76,7 @@ class ImageStem:
             raise ValueError(f"images must have height and width in multiples of {patch}, got {height} x {width}")
         return height // patch, width // patch
 
-    def _patches(self, images, lengths):
+    def _patches(self, images: Sequence[Array], lengths: Integers) -> Array:
         """Return the pixels of each patch as a row, after rows of zeros for the extra tokens of its image."""
         patch, channels = self.facts["patch"], self.facts["channels"]
         rows = np.zeros((int(lengths.sum()), channels * patch**2), np.float32)
@@ -80,15 +87,15 @@ class ImageStem:
             rows[start : start + down * across] = pixels.reshape(down * across, -1)
         return rows
 
-    def _positions(self, grids):
+    def _positions(self, grids: Sequence[tuple[int, int]]) -> Source:
         """Return what is added to the mapped patches, as rows of a table and their numbers."""
         kinds = list(dict.fromkeys(grids))
         tables = [self._table(grid) for grid in kinds]
-        starts = dict(zip(kinds, offsets_of([len(table) for table in tables])))
+        starts = dict(zip(kinds, offsets_of(np.array([len(table) for table in tables]))))
         numbers = [starts[grid] + np.arange(len(self._table(grid))) for grid in grids]
         return (tables[0] if len(tables) == 1 else np.concatenate(tables)), np.concatenate(numbers).astype(np.int64)
 
-    def _table(self, grid):
+    def _table(self, grid: tuple[int, int]) -> Array:
         """Return what is added to an image's mapped rows: its extra tokens, then positions with the map's bias."""
         if grid not in self._tables:
             facts, arrays = self.facts, self.arrays
@@ -102,7 +109,9 @@ class ImageStem:
         return self._tables[grid]
 
 
-def read_preprocessed(images, channels, preprocessed, preprocessor):
+def read_preprocessed(
+    images: Any, channels: int, preprocessed: bool, preprocessor: Preprocessor
+) -> tuple[list[Array], list[tuple[int, int]], Callable[[Array], Array], Record]:
     """Return images as arrays, their sizes as the model gets them, what is to be done with each, and facts about that.
 
     Parameters
@@ -127,7 +136,7 @@ def read_preprocessed(images, channels, preprocessed, preprocessor):
     return images, sizes, preprocessor, {"inputs": "images", "preprocessor": preprocessor.fingerprint}
 
 
-def read_images(images, channels):
+def read_images(images: Any, channels: int) -> list[Array]:
     """Return images as a list of arrays (height, width, channels), all uint8 or all float32.
 
     Parameters
@@ -147,7 +156,7 @@ def read_images(images, channels):
     return read
 
 
-def _read_image(image, number, channels):
+def _read_image(image: Any, number: int, channels: int) -> Array:
     try:
         array = np.asarray(image)
     except Exception as error:
@@ -166,7 +175,7 @@ def _read_image(image, number, channels):
     return array
 
 
-def interpolated(table, grid):
+def interpolated(table: Array, grid: tuple[int, int]) -> Array:
     """Return rows of a square grid, (side * side, channels), resampled to another grid by bicubic interpolation.
 
     With the kernel of R. Keys, "Cubic convolution interpolation for digital image processing", 1981, at a = -0.75, and
@@ -178,10 +187,11 @@ def interpolated(table, grid):
     cube = table.reshape(side, side, -1).astype(np.float64)
     cube = np.einsum("yi,ijc->yjc", _cubic(side, grid[0]), cube)
     cube = np.einsum("xj,yjc->yxc", _cubic(side, grid[1]), cube)
-    return cube.reshape(grid[0] * grid[1], -1)
+    rows: Array = cube.reshape(grid[0] * grid[1], -1)
+    return rows
 
 
-def _cubic(size, count):
+def _cubic(size: int, count: int) -> Array:
     """Return the weights of `size` points for each of `count` that cover the same length."""
     places = (np.arange(count) + 0.5) * (size / count) - 0.5
     left = np.floor(places).astype(int)

@@ -1,22 +1,32 @@
 """What a backbone is made of, read from a folder or from an ONNX file."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from .._typing import PathLike, Record, StateDict
+from ..blocks.late import OwnLayer
+from ..blocks.transformer import TransformerLayer
 from ..checks import one_of
 from .audio import AudioStem
+from .families import Family
 from .files import CONFIG, Tensors, read_config
 from .image import ImageStem
 from .onnx_weights import OnnxGraph, OnnxTensors
 from .pairs import LanguageDecoder
 from .reading import read_decoder, read_family, read_layers, read_norm, read_projection, read_stem
-from .resnet import HUGGING_FACE, TORCH, read_onnx_resnet, read_resnet
+from .resnet import HUGGING_FACE, TORCH, Naming, ResNetStem, read_onnx_resnet, read_resnet
 from .text import TextStem
 
-_STEMS = {"text": TextStem, "image": ImageStem, "audio": AudioStem}
+Stem: TypeAlias = TextStem | ImageStem | AudioStem | ResNetStem
+
+_STEMS: dict[str, Any] = {"text": TextStem, "image": ImageStem, "audio": AudioStem}
 _RESNET = "ResNet"
 _RESNETS = re.compile(r"(wide_)?(resnet|resnext)\d+[a-z0-9_]*")  # timm's names; the tensors tell what can be run
 
@@ -45,16 +55,16 @@ class Parts:
 
     title: str
     takes: str
-    stem: object
-    layers: list
-    decoder_layers: list = field(default_factory=list)
-    norm: dict = field(default_factory=dict)
+    stem: Stem
+    layers: Sequence[OwnLayer]
+    decoder_layers: Sequence[TransformerLayer] = ()
+    norm: StateDict = field(default_factory=dict)
     eps: float | None = None
     language: LanguageDecoder | None = None
     projection: np.ndarray | None = None
 
 
-def read_parts(path, tower):
+def read_parts(path: PathLike, tower: str | None) -> Parts:
     """Return the parts of a backbone.
 
     Parameters
@@ -83,14 +93,14 @@ def read_parts(path, tower):
     return _of_family(family, facts, tensors, folder)
 
 
-def _is_torch_resnet(folder):
+def _is_torch_resnet(folder: Path) -> bool:
     """Tell whether a folder holds nothing but a state dictionary by torchvision's names."""
     return not (folder / CONFIG).exists() and folder.is_dir() and any(folder.glob("*.safetensors*")) and (
         "layer1.0.conv1.weight" in Tensors(folder)
     )
 
 
-def _read_resnet(folder, naming, config, tower):
+def _read_resnet(folder: Path, naming: Naming, config: Record, tower: str | None) -> Parts:
     one_of(tower, "tower", (None, "image"))
     try:
         return Parts(_RESNET, "image", *read_resnet(folder, Tensors(folder, told=""), naming, config))
@@ -98,7 +108,7 @@ def _read_resnet(folder, naming, config, tower):
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
-def _read_onnx(path, folder, tower):
+def _read_onnx(path: PathLike, folder: Path, tower: str | None) -> Parts:
     graph = OnnxGraph(path)
     one_of(tower, "tower", (None, "image"))
     if not OnnxTensors.fit(graph):
@@ -107,7 +117,7 @@ def _read_onnx(path, folder, tower):
     return _of_family(*read_family(tensors.config, path, tower), tensors, folder)
 
 
-def _of_family(family, facts, tensors, folder):
+def _of_family(family: Family, facts: Record, tensors: Tensors | OnnxTensors, folder: Path) -> Parts:
     stem = _STEMS[family.stem](folder, facts, read_stem(family, facts, tensors))
     decoder = read_decoder(family, facts, tensors)
     language = LanguageDecoder(facts, stem.arrays, tensors) if decoder and "scaled" in facts else None

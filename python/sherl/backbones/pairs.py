@@ -1,10 +1,15 @@
 """Encoder-decoder backbones of texts: the taps of pairs, and what the decoder needs beside its layers."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from .. import _core
+from .._typing import Element, Integers, Record, StateDict
 from ..checks import flag, one_of, whole_number
 from ..features.disk import fields_of
 from ..features.rows import offsets_of
@@ -12,6 +17,11 @@ from ..features.seq2seq import Seq2SeqFeatures
 from ..features.sinks import DTYPES, MemorySink
 from ..training.progress import PATIENCE, progress_bar
 from .tokenization import read_texts
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+    from .files import Tensors
+    from .onnx_weights import OnnxTensors
 
 # The layers, numbered from 0, whose outputs are tapped beside the embeddings, by how many layers there are. The last
 # decoder layer is the late one.
@@ -34,7 +44,7 @@ class LanguageDecoder:
         The tokens that a decoder's input begins with, and that its output ends with.
     """
 
-    def __init__(self, facts, stem_arrays, tensors):
+    def __init__(self, facts: Record, stem_arrays: StateDict, tensors: Tensors | OnnxTensors) -> None:
         features = facts["features"]
         self.norm = tensors.read("decoder.final_layer_norm.weight", (features,))
         self.lm_head = stem_arrays["words"]
@@ -44,21 +54,22 @@ class LanguageDecoder:
         self.start, self.end = facts["start"], facts["end"]
 
 
-def default_taps(backbone):
+def default_taps(backbone: Backbone) -> tuple[list[int], list[int]]:
     """Return the states of encoder and decoder that a side network taps where nothing else is asked for."""
     encoder, decoder = len(backbone.layers), len(backbone.decoder_layers)
     return (_default(_ENCODER_LAYERS.get(encoder), encoder),
             _default(_DECODER_LAYERS.get(decoder), decoder - 1))
 
 
-def _default(published, layers):
+def _default(published: Sequence[int] | None, layers: int) -> list[int]:
     if published is None:
         every = -(-layers // _MOST_LAYERS) or 1
         published = range((layers - 1) % every, layers, every)
     return [0, *(number + 1 for number in published)]
 
 
-def read_pair_taps(backbone, encoder_taps, decoder_taps):
+def read_pair_taps(backbone: Backbone, encoder_taps: Sequence[int] | None,
+                   decoder_taps: Sequence[int] | None) -> list[list[int]]:
     """Return state numbers, those of `default_taps` where None are given."""
     defaults = default_taps(backbone)
     most = len(backbone.layers), len(backbone.decoder_layers)
@@ -67,7 +78,7 @@ def read_pair_taps(backbone, encoder_taps, decoder_taps):
             for (name, taps), default, last in zip(given, defaults, most)]
 
 
-def _read_taps(taps, name, last):
+def _read_taps(taps: Sequence[int], name: str, last: int) -> list[int]:
     if isinstance(taps, str) or not hasattr(taps, "__iter__"):
         raise TypeError(f"{name} must be a sequence of state numbers, got {taps!r}")
     taps = [whole_number(tap, name, 0, last) for tap in taps]
@@ -76,20 +87,20 @@ def _read_taps(taps, name, last):
     return taps
 
 
-def pair_source(backbone, encoder_taps, decoder_taps):
+def pair_source(backbone: Backbone, encoder_taps: Sequence[int], decoder_taps: Sequence[int]) -> Record:
     """Return what `Seq2SeqFeatures` of these states name as their source."""
     return {"backbone": pair_fingerprint(backbone), "states": list(encoder_taps), "decoder_states": list(decoder_taps)}
 
 
-def pair_fingerprint(backbone):
+def pair_fingerprint(backbone: Backbone) -> str:
     """SHA-256 of the backbone's own fingerprint and those of the decoder's layers."""
     digest = hashlib.sha256(backbone.fingerprint.encode())
     for layer in backbone.decoder_layers:
-        digest.update(layer.fingerprint.encode())
+        digest.update(str(layer.fingerprint).encode())
     return digest.hexdigest()
 
 
-def build_encoder(backbone, graph, depth):
+def build_encoder(backbone: Backbone, graph: _core.Graph, depth: int) -> list[int]:
     """Add the stem and some layers to a graph; return all states, none of them normed."""
     states = [backbone._stem.build(graph)]
     for number, layer in enumerate(backbone.layers[:depth]):
@@ -97,21 +108,22 @@ def build_encoder(backbone, graph, depth):
     return states
 
 
-def build_output(backbone, graph, state):
+def build_output(backbone: Backbone, graph: _core.Graph, state: int) -> int:
     """Add the norm after the encoder's last layer."""
     weight = backbone._norm["weight"]
     return graph.rms_norm(state, graph.parameter("norm.weight", weight.shape, "frozen", data=weight),
-                          backbone._eps)
+                          cast(float, backbone._eps))
 
 
-def build_embedding(backbone, graph, indices):
+def build_embedding(backbone: Backbone, graph: _core.Graph, indices: int) -> int:
     """Add the embedding of decoder tokens."""
     words = backbone._stem.arrays["words"]
     return graph.embedding(indices, graph.parameter("stem.words", words.shape, "frozen", data=words))
 
 
-def extract_pairs(backbone, inputs, targets, encoder_taps, decoder_taps, batch_size, max_length, target_max_length,
-                  dtype, progress):
+def extract_pairs(backbone: Backbone, inputs: Sequence[Any], targets: Sequence[Any], encoder_taps: Sequence[int] | None,
+                  decoder_taps: Sequence[int] | None, batch_size: int, max_length: int | None,
+                  target_max_length: int | None, dtype: Element, progress: bool) -> Seq2SeqFeatures:
     """Return the `Seq2SeqFeatures` of pairs; the arguments are those of `Backbone.extract_pairs`."""
     encoder_taps, decoder_taps = read_pair_taps(backbone, encoder_taps, decoder_taps)
     one_of(dtype, "dtype", DTYPES)
@@ -123,7 +135,8 @@ def extract_pairs(backbone, inputs, targets, encoder_taps, decoder_taps, batch_s
         raise ValueError(f"inputs and targets must be as many, got {count} and {len(labels)}")
     lengths = read.sizes, np.array([len(label) for label in labels], np.int64)
     offsets = [offsets_of(rows) for rows in lengths]
-    shifted = np.concatenate([[backbone.language.start, *label[:-1]] for label in labels]).astype(np.int32)[:, None]
+    start_token = cast(LanguageDecoder, backbone.language).start
+    shifted = np.concatenate([[start_token, *label[:-1]] for label in labels]).astype(np.int32)[:, None]
     fingerprint = pair_fingerprint(backbone)
     sinks = [
         MemorySink([(dtype, backbone.hidden_size)] * len(taps), fields_of([rows] * len(taps)), layers=[],
@@ -142,10 +155,10 @@ def extract_pairs(backbone, inputs, targets, encoder_taps, decoder_taps, batch_s
             for sink in sinks:
                 sink.take(stop - start)
             bar.update(stop - start)
-    return Seq2SeqFeatures(*(sink.features() for sink in sinks), labels)
+    return Seq2SeqFeatures(sinks[0].features(), sinks[1].features(), labels)
 
 
-def read_targets(backbone, targets, max_length):
+def read_targets(backbone: Backbone, targets: Sequence[Any], max_length: int | None) -> tuple[list[Integers], Record]:
     """Return the token ids of each target, as the decoder shall give them, and how they were made."""
     if read_texts(targets)[1] == "pair":
         raise TypeError("targets must be texts or token ids, got pairs of texts")
@@ -154,7 +167,7 @@ def read_targets(backbone, targets, max_length):
     return np.split(ids, offsets_of(read.sizes)[1:-1]), read.preprocessing
 
 
-def _program(backbone, encoder_taps, decoder_taps):
+def _program(backbone: Backbone, encoder_taps: tuple[int, ...], decoder_taps: tuple[int, ...]) -> _core.Program:
     key = "pairs", encoder_taps, decoder_taps
     if key not in backbone._programs:
         graph = _core.Graph(backbone._store, False)

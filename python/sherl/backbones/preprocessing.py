@@ -1,11 +1,15 @@
 """Images to what a model takes, as a folder's preprocessor_config.json says."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .._typing import Array, Float32s, PathLike, Record
 from ..checks import flag, real_number, whole_number
 from .files import read_json
 
@@ -25,24 +29,24 @@ class Preprocessor:
         Of the images.
     """
 
-    def __init__(self, folder, channels):
+    def __init__(self, folder: PathLike, channels: int) -> None:
         self._path = Path(folder) / PREPROCESSOR
         self._channels = channels
-        self._read = None
+        self._read: dict[str, Any] | None = None
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of the settings, in hexadecimal."""
         settings = {name: np.asarray(value).tolist() for name, value in self._settings().items()}
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def size(self, height, width):
+    def size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width that an image of these gets."""
         settings = self._settings()
         height, width = _resized_size(settings["size"], height, width)
         return settings["crop"] or (height, width)
 
-    def __call__(self, image):
+    def __call__(self, image: Array) -> Array:
         """Return one image (height, width, channels), uint8 or float from 0 to 1, as the model takes it."""
         settings = self._settings()
         size = _resized_size(settings["size"], *image.shape[:2])
@@ -52,16 +56,17 @@ class Preprocessor:
             image = self._cropped(image, *settings["crop"])
         if image.dtype == np.uint8:
             image = image * settings["factor"]
-        return (image.astype(np.float32) - settings["mean"]) / settings["deviation"]
+        scaled: Array = (image.astype(np.float32) - settings["mean"]) / settings["deviation"]
+        return scaled
 
-    def _cropped(self, image, height, width):
+    def _cropped(self, image: Array, height: int, width: int) -> Array:
         if image.shape[0] < height or image.shape[1] < width:
             raise ValueError(f"images must have {height} x {width} pixels or more to be cropped, as {self._path} says, "
                              f"got {image.shape[0]} x {image.shape[1]}")
         top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
         return image[top : top + height, left : left + width]
 
-    def _settings(self):
+    def _settings(self) -> dict[str, Any]:
         if self._read is None:
             if not self._path.is_file():
                 raise FileNotFoundError(f"{self._path} does not exist, and tells how images are resized and scaled; "
@@ -73,7 +78,7 @@ class Preprocessor:
         return self._read
 
 
-def _read_settings(config, channels):
+def _read_settings(config: Record, channels: int) -> dict[str, Any]:
     crop = config.get("crop_size") if flag(config.get("do_center_crop", False), "do_center_crop") else None
     crop = None if crop is None else _read_size(crop, "crop_size", False)
     size = config.get("size") if flag(config.get("do_resize", True), "do_resize") else None
@@ -98,7 +103,7 @@ def _read_settings(config, channels):
     }
 
 
-def _read_size(size, name, shorter):
+def _read_size(size: Any, name: str, shorter: bool) -> int | tuple[int, int]:
     """Return height and width, or the length of the shorter side."""
     if isinstance(size, dict) and set(size) == {"shortest_edge"}:
         return whole_number(size["shortest_edge"], name, 1)
@@ -110,14 +115,14 @@ def _read_size(size, name, shorter):
     return size if shorter else (size, size)
 
 
-def _read_channels(config, name, channels, above):
+def _read_channels(config: Record, name: str, channels: int, above: float | None) -> Float32s:
     values = config.get(name)
     if not isinstance(values, list) or len(values) != channels:
         raise ValueError(f"{name} must be a list of {channels} numbers, got {values!r}")
     return np.array([real_number(value, name, above=above) for value in values], np.float32)
 
 
-def _resized_size(size, height, width):
+def _resized_size(size: Any, height: int, width: int) -> tuple[int, int]:
     if isinstance(size, int):
         short, long = min(height, width), max(height, width)
         longer = int(size * long / short)
@@ -125,7 +130,7 @@ def _resized_size(size, height, width):
     return size or (height, width)
 
 
-def _resized(image, size, resampling):
+def _resized(image: Array, size: tuple[int, int], resampling: str) -> Array:
     try:
         from PIL import Image
     except ImportError:

@@ -1,14 +1,21 @@
 """ResNets of either block: weights by the names of torchvision, timm and Hugging Face, or of an ONNX graph."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, Integers, PathLike, Record, Source, StateDict
 from ..blocks.residual import BasicBlock, Bottleneck, folded
 from ..blocks.weights import read_weight
 from ..checks import flag
+from .files import Tensors
 from .image import read_preprocessed
+from .onnx_weights import OnnxGraph
 from .preprocessing import Preprocessor
 from .samples import Samples, arrays_fingerprint
 
@@ -36,10 +43,10 @@ class Naming:
         By torchvision's place in a block, this naming's.
     """
 
-    prefixes: tuple
-    stem: tuple
+    prefixes: tuple[str, ...]
+    stem: tuple[str, str]
     block: str
-    places: dict
+    places: dict[str, str]
 
 
 _PLACES = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample.0", "downsample.1")
@@ -80,31 +87,33 @@ class ResNetStem:
 
     max_length = None
 
-    def __init__(self, folder, arrays, *, size, stride, padding, edges, channels):
+    def __init__(self, folder: PathLike, arrays: StateDict, *, size: int, stride: int, padding: int,
+                 edges: tuple[int, int], channels: int) -> None:
         self.arrays = arrays
         self._window = {"size": size, "stride": stride, "padding": padding}
         self._edges, self._channels = edges, channels
         self._preprocess = Preprocessor(folder, channels)
-        self._store, self._program = _core.Parameters(), None
+        self._store = _core.Parameters()
+        self._program: _core.Program | None = None
 
     @property
-    def facts(self):
+    def facts(self) -> Record:
         """What the states depend on beside the arrays."""
         return {**self._window, "edges": list(self._edges), "channels": self._channels}
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """Channels of state 0."""
         return len(self.arrays["bias"])
 
-    def read(self, images, preprocessed):
+    def read(self, images: Any, preprocessed: bool) -> Samples:
         """Return images, checked, as `Samples`."""
         images, sizes, preprocess, facts = read_preprocessed(images, self._channels, preprocessed, self._preprocess)
         pooled = self._pooled_size(self._convolved_size(np.array(sizes, np.int64)))
         if pooled.min() < 1:
             raise ValueError(f"images must have more pixels, got {min(sizes)[0]} x {min(sizes)[1]}")
 
-        def inputs(start, stop):
+        def inputs(start: int, stop: int) -> list[Source]:
             rows = []
             for first in range(start, stop, _IMAGES_AT_A_TIME):
                 last = min(first + _IMAGES_AT_A_TIME, stop)
@@ -114,18 +123,18 @@ class ResNetStem:
 
         return Samples(pooled, inputs, lambda: arrays_fingerprint(images), facts)
 
-    def build(self, graph):
+    def build(self, graph: _core.Graph) -> int:
         """Add state 0 to a graph, as an input."""
         return graph.input("pixels", graph.grid("pixels"), self.out_features)
 
-    def _convolved_size(self, sizes):
+    def _convolved_size(self, sizes: Integers) -> Integers:
         window = self._window
         return (sizes + 2 * window["padding"] - window["size"]) // window["stride"] + 1
 
-    def _pooled_size(self, sizes):
+    def _pooled_size(self, sizes: Integers) -> Integers:
         return (sizes + sum(self._edges) - _POOL) // _POOL_STRIDE + 1
 
-    def _pooled(self, images):
+    def _pooled(self, images: Sequence[Array]) -> list[Array]:
         """Return the rows of state 0 of some images."""
         sizes = np.array([image.shape[:2] for image in images], np.int64)
         pixels = np.ascontiguousarray(np.concatenate([image.reshape(-1, self._channels) for image in images]))
@@ -135,7 +144,7 @@ class ResNetStem:
         parts = np.split(out, np.cumsum(convolved.prod(axis=1))[:-1])
         return [self._largest(part.reshape(*size, -1)) for part, size in zip(parts, convolved)]
 
-    def _convolution(self):
+    def _convolution(self) -> _core.Program:
         if self._program is None:
             graph = _core.Graph(self._store, False)
             x = graph.input("pixels", graph.grid("pixels"), self._channels)
@@ -145,7 +154,7 @@ class ResNetStem:
             self._program = graph.compile(False)
         return self._program
 
-    def _largest(self, image):
+    def _largest(self, image: Array) -> Array:
         """Return the largest of each window of an image, which has no negative numbers, as rows."""
         padded = np.pad(image, (self._edges, self._edges, (0, 0)))
         height, width = self._pooled_size(np.array(image.shape[:2]))
@@ -160,7 +169,8 @@ class ResNetStem:
 # ---- Folders ----
 
 
-def read_resnet(folder, tensors, naming, config):
+def read_resnet(folder: PathLike, tensors: Tensors, naming: Naming,
+                config: Record) -> tuple[ResNetStem, list[Bottleneck]]:
     """Return stem and blocks of a ResNet with a checkpoint's tensors.
 
     Parameters
@@ -192,7 +202,7 @@ def read_resnet(folder, tensors, naming, config):
     return stem, blocks
 
 
-def _are_basic(layer_type, config, naming, tensors):
+def _are_basic(layer_type: Any, config: Record, naming: Naming, tensors: Tensors) -> bool:
     """Tell whether the blocks are basic ones: as the configuration says, else as they have no third convolution."""
     if config:
         return layer_type == "basic"
@@ -201,19 +211,19 @@ def _are_basic(layer_type, config, naming, tensors):
     )
 
 
-def _block_of(weights, stride, stride_first):
+def _block_of(weights: StateDict, stride: int, stride_first: bool) -> Any:
     if "conv3.weight" in weights:
         return Bottleneck.from_resnet(weights, stride, EPS, stride_first)
     return BasicBlock.from_resnet(weights, stride, EPS)
 
 
-def _refuse_relatives(tensors):
+def _refuse_relatives(tensors: Tensors) -> None:
     for name, what in _RELATIVES.items():
         if name in tensors:
             raise ValueError(f"only plain ResNets can be run, and not those with {what}, which has the tensor {name}")
 
 
-def _depths(config, naming, tensors):
+def _depths(config: Record, naming: Naming, tensors: Tensors) -> list[int]:
     """Return how many blocks each stage has: as the configuration says, else as many as there are, and one at least."""
     if "depths" in config:
         depths = config["depths"]
@@ -226,11 +236,11 @@ def _depths(config, naming, tensors):
     return [max(numbers, default=0) + 1 for numbers in present]
 
 
-def _place(naming, stage, number):
+def _place(naming: Naming, stage: int, number: int) -> str:
     return naming.block.format(stage=stage, layer=stage + 1, block=number)
 
 
-def _read_stem(folder, tensors, naming):
+def _read_stem(folder: PathLike, tensors: Tensors, naming: Naming) -> ResNetStem:
     convolution, norm = naming.stem
     outputs, channels = tensors.shape(f"{convolution}.weight", 4)[:2]
     arrays = {"conv1.weight": tensors.read(f"{convolution}.weight", (outputs, channels, 7, 7))}
@@ -240,7 +250,7 @@ def _read_stem(folder, tensors, naming):
                       channels=channels)
 
 
-def _read_block(tensors, naming, place, features, basic):
+def _read_block(tensors: Tensors, naming: Naming, place: str, features: int, basic: bool) -> StateDict:
     """Return a block's tensors by torchvision's names."""
     named = {ours: place + theirs for ours, theirs in naming.places.items()}
     width = tensors.shape(named["conv1"] + ".weight", 4)[0]
@@ -261,7 +271,7 @@ def _read_block(tensors, naming, place, features, basic):
     return weights
 
 
-def _refuse_groups(tensors, name):
+def _refuse_groups(tensors: Tensors, name: str) -> None:
     outputs, inputs = tensors.shape(name, 4)[:2]
     if inputs < outputs and outputs % inputs == 0:
         raise ValueError("only ResNets without groups of channels can be run, and not those of ResNeXt: "
@@ -271,7 +281,7 @@ def _refuse_groups(tensors, name):
 # ---- ONNX graphs ----
 
 
-def read_onnx_resnet(graph, folder):
+def read_onnx_resnet(graph: OnnxGraph, folder: PathLike) -> tuple[ResNetStem, list[Bottleneck]]:
     """Return stem and blocks of a ResNet whose batch norms an export has folded into the convolutions.
 
     Names tell nothing: each block is found from the sum that ends it.
@@ -292,7 +302,7 @@ def read_onnx_resnet(graph, folder):
     return stem, blocks
 
 
-def _read_onnx_stem(graph, pool, folder):
+def _read_onnx_stem(graph: OnnxGraph, pool: Any, folder: PathLike) -> ResNetStem:
     convolution = graph.maker(_before(graph, pool.input[0], "Relu"))
     weight, bias, window = _read_convolution(graph, convolution, "the first convolution")
     attributes = graph.attributes(pool)
@@ -305,7 +315,7 @@ def _read_onnx_stem(graph, pool, folder):
                       channels=weight.shape[1])
 
 
-def _read_onnx_block(graph, node):
+def _read_onnx_block(graph: OnnxGraph, node: Any) -> tuple[StateDict, int, bool, str]:
     """Return weights by torchvision's names, the stride, whether it stands first, and what value the block reads."""
     makers = [graph.maker(name) for name in node.input]
     chains = [_chain(graph, maker) for maker in makers]
@@ -332,12 +342,12 @@ def _read_onnx_block(graph, node):
     return weights, stride, stride_first, begin
 
 
-def _ends_convolution(graph, node):
+def _ends_convolution(graph: OnnxGraph, node: Any) -> list[bool]:
     makers = [graph.maker(name) for name in node.input]
     return [maker is not None and maker.op_type == "Conv" for maker in makers]
 
 
-def _chain(graph, node):
+def _chain(graph: OnnxGraph, node: Any) -> list[Any]:
     """Return the convolutions that end in a node, with ReLU in between, the last one first."""
     chain = []
     while node is not None and node.op_type == "Conv":
@@ -347,7 +357,7 @@ def _chain(graph, node):
     return chain
 
 
-def _read_convolution(graph, node, what):
+def _read_convolution(graph: OnnxGraph, node: Any, what: str) -> tuple[Array, Array, dict[str, int]]:
     if node is None or node.op_type != "Conv" or len(node.input) != 3:
         raise ValueError(f"{graph.path}: a convolution with bias was expected before {what}")
     weight, bias = (graph.array(name) for name in node.input[1:])
@@ -363,13 +373,13 @@ def _read_convolution(graph, node, what):
     return read_weight(weight, names[0]), read_weight(bias, names[1]), window
 
 
-def _before(graph, name, kind):
+def _before(graph: OnnxGraph, name: str, kind: str) -> str:
     """Return what a node of a kind reads that makes a value, or the value where another node makes it."""
     maker = graph.maker(name)
     return maker.input[0] if maker is not None and maker.op_type == kind else name
 
 
-def _only_reader(graph, name, kind):
+def _only_reader(graph: OnnxGraph, name: str, kind: str) -> Any:
     readers = [node for node in graph.nodes if name in node.input]
     if len(readers) != 1 or readers[0].op_type != kind:
         raise ValueError(f"{graph.path}: {name} must be read by one {kind} alone")

@@ -1,10 +1,14 @@
 """What a stem reads of the samples that a backbone is given."""
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+
+from .._typing import Array, Integers, Record, Source
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,13 @@ class Samples:
         How samples become rows, beside what the backbone's fingerprint tells.
     """
 
-    sizes: np.ndarray
-    inputs: Callable
-    fingerprint: Callable
-    preprocessing: dict
+    sizes: Integers
+    inputs: Callable[[int, int], list[Source]]
+    fingerprint: Callable[[], str]
+    preprocessing: Record
 
 
-def arrays_fingerprint(arrays):
+def arrays_fingerprint(arrays: Iterable[Array]) -> str:
     """Return the SHA-256 of arrays, in hexadecimal."""
     digest = hashlib.sha256()
     for array in arrays:

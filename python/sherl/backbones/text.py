@@ -1,7 +1,14 @@
 """The stem of text models: token ids to embeddings."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from .. import _core
+from .._typing import PathLike, Record, StateDict
 from ..features.rows import offsets_of
 from .samples import Samples
 from .tokenization import Tokenizer, inputs_fingerprint, read_texts
@@ -19,7 +26,7 @@ class TextStem:
         By role.
     """
 
-    def __init__(self, folder, facts, arrays):
+    def __init__(self, folder: PathLike, facts: Record, arrays: StateDict) -> None:
         self.facts, self.arrays = facts, arrays
         if facts.get("word_scale", 1.0) != 1.0:
             arrays["words"] = arrays["words"] * arrays["words"].dtype.type(facts["word_scale"])
@@ -27,7 +34,7 @@ class TextStem:
         self._first = facts.get("first_position", 0)
         self.max_length = facts["positions"] - self._first if "positions" in arrays else facts["longest"]
 
-    def tokenize(self, texts, max_length):
+    def tokenize(self, texts: Sequence[Any], max_length: int) -> list[list[int]]:
         """Return the token ids of texts, without padding."""
         texts, kind = read_texts(texts)
         if kind == "ids":
@@ -35,15 +42,15 @@ class TextStem:
         return self._tokenizer.encode(texts, max_length)[0]
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         """Channels of state 0."""
-        return self.facts["features"]
+        return int(self.facts["features"])
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts of token ids."""
         return self._tokenizer.decode(ids)
 
-    def read(self, texts, max_length):
+    def read(self, texts: Sequence[Any], max_length: int) -> Samples:
         """Return texts, checked, as `Samples`."""
         texts, kind = read_texts(texts)
         ids, types = self._tokens(texts, kind, max_length)
@@ -63,7 +70,7 @@ class TextStem:
             lambda: inputs_fingerprint(texts), facts,
         )  # fmt: skip
 
-    def build(self, graph):
+    def build(self, graph: _core.Graph) -> int:
         """Add the stem to a graph, and return state 0."""
         space = graph.space("tokens")
         tables = [name for name in ("words", "positions", "types") if name in self.arrays]
@@ -80,7 +87,7 @@ class TextStem:
             x = graph.linear(x, weights["project_weight"], weights["project_bias"])
         return x
 
-    def _tokens(self, texts, kind, max_length):
+    def _tokens(self, texts: list[Any], kind: str, max_length: int) -> tuple[list[list[int]], list[list[int]]]:
         if kind == "ids":
             ids, types = texts, [[0] * len(tokens) for tokens in texts]
         else:

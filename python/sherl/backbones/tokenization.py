@@ -1,9 +1,14 @@
 """Texts to token ids, by a folder's tokenizer.json."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from .._typing import PathLike
 from .files import TOKENIZER
 
 
@@ -15,18 +20,18 @@ class Tokenizer:
     folder : str or path-like
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: PathLike) -> None:
         self._path = Path(folder) / TOKENIZER
-        self._loaded = None
-        self._fingerprint = None
+        self._loaded: Any = None
+        self._fingerprint = ""
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of the file, in hexadecimal."""
         self._load()
         return self._fingerprint
 
-    def encode(self, texts, max_length):
+    def encode(self, texts: Sequence[Any], max_length: int) -> tuple[list[list[int]], list[list[int]]]:
         """Tokenize texts, or pairs of texts.
 
         Parameters
@@ -48,11 +53,12 @@ class Tokenizer:
         encodings = tokenizer.encode_batch(texts)
         return [encoding.ids for encoding in encodings], [encoding.type_ids for encoding in encodings]
 
-    def decode(self, ids):
+    def decode(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Return the texts of token ids, a list of list of int, without special tokens."""
-        return self._load().decode_batch(ids, skip_special_tokens=True)
+        texts: list[str] = self._load().decode_batch(ids, skip_special_tokens=True)
+        return texts
 
-    def _load(self):
+    def _load(self) -> Any:
         if self._loaded is None:
             try:
                 import tokenizers
@@ -70,7 +76,7 @@ class Tokenizer:
         return self._loaded
 
 
-def read_texts(texts):
+def read_texts(texts: Iterable[Any]) -> tuple[list[Any], str]:
     """Return texts as a list, and of what: "text", "pair" or "ids".
 
     Parameters
@@ -88,7 +94,7 @@ def read_texts(texts):
     texts = list(texts)
     if not texts:
         raise ValueError("texts must hold at least one text, got none")
-    kinds = {}
+    kinds: dict[str, int] = {}
     read = []
     for number, text in enumerate(texts):
         kind, value = _read(text, number)
@@ -100,7 +106,7 @@ def read_texts(texts):
     return read, next(iter(kinds))
 
 
-def inputs_fingerprint(texts):
+def inputs_fingerprint(texts: Iterable[Any]) -> str:
     """Return the SHA-256 of texts as `read_texts` gives them, in hexadecimal."""
     digest = hashlib.sha256()
     for text in texts:
@@ -108,7 +114,7 @@ def inputs_fingerprint(texts):
     return digest.hexdigest()
 
 
-def _read(text, number):
+def _read(text: Any, number: int) -> tuple[str, Any]:
     if isinstance(text, str):
         return "text", str(text)
     parts = list(text) if hasattr(text, "__iter__") else []

@@ -10,5 +10,6 @@ from .residual import BasicBlock, Bottleneck
 from .row_heads import SpanPredictor, TokenClassifier
 from .transformer import T5Block, TransformerLayer
 
-__all__ = ["MTSA", "BasicBlock", "Bottleneck", "Classifier", "Detector", "Embedding", "LayerNorm", "Positions", "Queries",
+__all__ = ["MTSA", "BasicBlock", "Bottleneck", "Classifier", "Detector", "Embedding", "LayerNorm", "Positions",
+           "Queries",
            "RMSNorm", "Regressor", "SpanPredictor", "T5Block", "TokenClassifier", "TransformerLayer"]

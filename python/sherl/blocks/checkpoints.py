@@ -1,22 +1,38 @@
 """Making transformer layers of the checkpoints of model families."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .._typing import ArrayLike
 from ..checks import flag
 from . import families
 from .families import Family, Naming, layer_roles, own_name
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from .families import Family
 
 
 class FromCheckpoints:
     """The ways to make a transformer layer of weights that somebody has trained.
 
     All take ``weights``, a mapping of names relative to the layer to arrays. A frozen layer keeps the caller's arrays
-    where they are float32 and C-contiguous and hold the weight of one map; they must not change while it is in use. With
-    ``trainable`` they are copied, and training changes the copies. Each raises ValueError where a weight is missing,
-    unexpected, of another shape, or not finite.
+    where they are float32 and C-contiguous and hold the weight of one map; they must not change while it is in use.
+    With ``trainable`` they are copied, and training changes the copies. Each raises ValueError where a weight is
+    missing, unexpected, of another shape, or not finite.
     """
 
     @classmethod
-    def from_bert(cls, weights, heads, activation="gelu", eps=1e-12, trainable=False, *, dropout=0.0,
-                  attention_dropout=0.0):
+    def _of_family(cls, family: Family, weights: Mapping[str, ArrayLike], heads: int, trainable: bool,
+                   **settings: Any) -> Self:
+        raise NotImplementedError
+
+    @classmethod
+    def from_bert(cls, weights: Mapping[str, ArrayLike], heads: int, activation: str = "gelu", eps: float = 1e-12,
+                  trainable: bool = False, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> Self:
         """Make a layer of a BERT checkpoint's weights.
 
         Parameters
@@ -48,15 +64,16 @@ class FromCheckpoints:
                               dropout=dropout, attention_dropout=attention_dropout)
 
     @classmethod
-    def from_mpnet(cls, weights, heads, activation="gelu", eps=1e-5, max_distance=128, trainable=False, *, dropout=0.0,
-                   attention_dropout=0.0):
+    def from_mpnet(cls, weights: Mapping[str, ArrayLike], heads: int, activation: str = "gelu", eps: float = 1e-5,
+                   max_distance: int = 128, trainable: bool = False, *, dropout: float = 0.0,
+                   attention_dropout: float = 0.0) -> Self:
         """Make a layer of an MPNet checkpoint's weights: a BERT layer with a bias for relative positions.
 
         Parameters
         ----------
         weights : mapping of str to array_like
-            By names relative to the layer, such as ``"attention.attn.q.weight"``, and ``"relative_attention_bias.weight"``
-            of the encoder, which its layers share.
+            By names relative to the layer, such as ``"attention.attn.q.weight"``, and
+            ``"relative_attention_bias.weight"`` of the encoder, which its layers share.
         max_distance : int
             Of a key from a query, from which on all share a bucket.
         heads, activation, eps, trainable, dropout, attention_dropout
@@ -76,14 +93,15 @@ class FromCheckpoints:
                               attention_dropout=attention_dropout)
 
     @classmethod
-    def from_vit(cls, weights, heads, activation="gelu", eps=1e-12, trainable=False, *, dropout=0.0,
-                 attention_dropout=0.0):
+    def from_vit(cls, weights: Mapping[str, ArrayLike], heads: int, activation: str = "gelu", eps: float = 1e-12,
+                 trainable: bool = False, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> Self:
         """Make a layer of a ViT checkpoint's weights, with its norms before the sublayers.
 
         Parameters
         ----------
         weights : mapping of str to array_like
-            By names relative to the layer, such as ``"attention.attention.query.weight"``, ``"layernorm_before.weight"``.
+            By names relative to the layer, such as ``"attention.attention.query.weight"``,
+            ``"layernorm_before.weight"``.
         heads, activation, eps, trainable, dropout, attention_dropout
             As for `from_bert`.
 
@@ -100,8 +118,9 @@ class FromCheckpoints:
                               query_bias=None, dropout=dropout, attention_dropout=attention_dropout)
 
     @classmethod
-    def from_clip(cls, weights, heads, activation="quick_gelu", eps=1e-5, causal=True, trainable=False, *, dropout=0.0,
-                  attention_dropout=0.0):
+    def from_clip(cls, weights: Mapping[str, ArrayLike], heads: int, activation: str = "quick_gelu", eps: float = 1e-5,
+                  causal: bool = True, trainable: bool = False, *, dropout: float = 0.0,
+                  attention_dropout: float = 0.0) -> Self:
         """Make a layer of a CLIP checkpoint's weights.
 
         Parameters
@@ -126,8 +145,8 @@ class FromCheckpoints:
                               causal=causal, dropout=dropout, attention_dropout=attention_dropout)
 
     @classmethod
-    def from_gpt2(cls, weights, heads, activation="gelu_new", eps=1e-5, trainable=False, *, dropout=0.0,
-                  attention_dropout=0.0):
+    def from_gpt2(cls, weights: Mapping[str, ArrayLike], heads: int, activation: str = "gelu_new", eps: float = 1e-5,
+                  trainable: bool = False, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> Self:
         """Make a layer of a GPT-2 checkpoint's weights; its matrices are transposed, so that they are copied.
 
         Parameters
@@ -150,8 +169,9 @@ class FromCheckpoints:
                               causal=True, dropout=dropout, attention_dropout=attention_dropout)
 
     @classmethod
-    def from_llama(cls, weights, heads, theta=10000.0, activation="silu", eps=1e-6, trainable=False, *, dropout=0.0,
-                   attention_dropout=0.0, rotary_scaling=None):
+    def from_llama(cls, weights: Mapping[str, ArrayLike], heads: int, theta: float = 10000.0, activation: str = "silu",
+                   eps: float = 1e-6, trainable: bool = False, *, dropout: float = 0.0, attention_dropout: float = 0.0,
+                   rotary_scaling: Mapping[str, float] | None = None) -> Self:
         """Make a layer of the weights of a Llama, Mistral or Qwen2 checkpoint.
 
         The heads of keys and values, and which maps have biases, are those of the weights. Positions are rotary, and
@@ -178,14 +198,16 @@ class FromCheckpoints:
             As `from_bert`.
         """
         return cls._of_family(
-            families.LLAMA, weights, heads, trainable, placement="pre", norm="rmsnorm", gated=True, activation=activation,
+            families.LLAMA, weights, heads, trainable, placement="pre", norm="rmsnorm", gated=True,
+            activation=activation,
             eps=eps, causal=True, key_heads=True, query_bias=None, output_bias=None, feed_forward_bias=None,
             rotary_theta=theta, rotary_scaling=rotary_scaling, dropout=dropout, attention_dropout=attention_dropout,
         )
 
     @classmethod
-    def from_detr(cls, weights, heads, decoder=False, activation="relu", eps=1e-5, trainable=False, *, dropout=0.0,
-                  attention_dropout=0.0):
+    def from_detr(cls, weights: Mapping[str, ArrayLike], heads: int, decoder: bool = False, activation: str = "relu",
+                  eps: float = 1e-5, trainable: bool = False, *, dropout: float = 0.0,
+                  attention_dropout: float = 0.0) -> Self:
         """Make a layer of a DETR checkpoint's weights, of its encoder or its decoder.
 
         The layer reads ``positions`` beside x, and a decoder layer also ``memory`` and ``memory_positions``: positions
@@ -219,7 +241,8 @@ class FromCheckpoints:
         )
 
     @classmethod
-    def from_weights(cls, weights, heads, trainable=False, **settings):
+    def from_weights(cls, weights: Mapping[str, ArrayLike], heads: int, trainable: bool = False,
+                     **settings: Any) -> Self:
         """Make a layer of weights under sherl's own names.
 
         Parameters

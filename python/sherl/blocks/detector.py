@@ -1,5 +1,11 @@
 """A head for detection: class logits and a box for every row, which are the decoder's queries."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import _core
 from ..checks import rate, whole_number
 from .row_heads import RowHead
 
@@ -32,19 +38,20 @@ class Detector(RowHead):
 
     _has_loss = False
 
-    def __init__(self, features, classes, hidden=None, align=0, dropout=0.0, *, seed=0):
+    def __init__(self, features: int, classes: int, hidden: int | None = None, align: int = 0, dropout: float = 0.0, *,
+                 seed: int = 0) -> None:
         self.classes = whole_number(classes, "classes", 1)
         self.align = whole_number(align, "align", 0)
         super().__init__(features, self.classes + 5 + self.align, rate(dropout, "dropout"), seed)
         self.hidden = self.features if hidden is None else whole_number(hidden, "hidden", 1)
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("features", "classes", "hidden", "align", "dropout")}
 
-    def _least_parameters(self):
+    def _least_parameters(self) -> int:
         return (self.features * (self.classes + 1 + self.hidden + self.align) + self.hidden * (self.hidden + 4))
 
-    def _build(self, graph, prefix, inputs):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int]) -> int:
         return graph.detector(prefix, inputs[0], classes=self.classes + 1, hidden=self.hidden, align=self.align,
                               dropout=self.dropout)

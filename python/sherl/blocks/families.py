@@ -1,10 +1,14 @@
 """Transformer layers of model families: how their checkpoints name the weights of a layer, and reading those."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from .._typing import Array, ArrayLike, Norm, Placement, StateDict
 from .weights import read_weight
 
 
@@ -24,11 +28,11 @@ class Naming:
         By part that is one array, its whole name.
     """
 
-    places: dict
+    places: Mapping[str, Any]
     transposed: bool = False
-    vectors: dict = field(default_factory=dict)
+    vectors: Mapping[str, str] = field(default_factory=dict)
 
-    def name(self, role):
+    def name(self, role: str) -> str | None:
         """Return the name of a role's array, or None where there is none."""
         part, _, kind = role.rpartition("_")
         place = self.places.get(part)
@@ -37,10 +41,10 @@ class Naming:
         place = place[0] if isinstance(place, tuple) else place
         return f"{place}{'' if place.endswith('_') else '.'}{kind}"
 
-    def share(self, role):
+    def share(self, role: str) -> tuple[int, int]:
         """Return which share of its array a role has: its number, and of how many."""
         place = self.places.get(role.rpartition("_")[0])
-        return place[1:] if isinstance(place, tuple) else (0, 1)
+        return (place[1], place[2]) if isinstance(place, tuple) else (0, 1)
 
 
 @dataclass(frozen=True)
@@ -48,20 +52,21 @@ class Family:
     """What errors call a family's layer, the ways in which its weights are named, and names that are no weights."""
 
     title: str
-    namings: tuple
-    ignored: frozenset = frozenset()
+    namings: tuple[Naming, ...]
+    ignored: frozenset[str] = frozenset()
 
 
-def _projections(prefix, letters="qkv", form="{}_proj", output="out_proj"):
+def _projections(prefix: str, letters: str = "qkv", form: str = "{}_proj", output: str = "out_proj") -> dict[str, str]:
     parts = dict(zip(("query", "key", "value"), letters))
-    return {part: f"{prefix}.{form.format(letter)}" for part, letter in parts.items()} | {"output": f"{prefix}.{output}"}
+    places = {part: f"{prefix}.{form.format(letter)}" for part, letter in parts.items()}
+    return {**places, "output": f"{prefix}.{output}"}
 
 
-def _crossing(places):
+def _crossing(places: Mapping[str, str]) -> dict[str, Any]:
     return {f"cross_{part}": place for part, place in places.items()}
 
 
-def _fused(place, prefix=""):
+def _fused(place: str, prefix: str = "") -> dict[str, Any]:
     return {f"{prefix}{part}": (place, number, 3) for number, part in enumerate(("query", "key", "value"))}
 
 
@@ -110,7 +115,7 @@ LLAMA = Family("Llama", (Naming({
 }),), frozenset({"self_attn.rotary_emb.inv_freq"}))  # fmt: skip
 
 
-def _t5(decoder):
+def _t5(decoder: bool) -> Family:
     last = "layer.2" if decoder else "layer.1"
     places = {
         **_projections("layer.0.SelfAttention", form="{}", output="o"), "attention_norm": "layer.0.layer_norm",
@@ -126,8 +131,8 @@ def _t5(decoder):
     ), frozenset({"layer.1.EncDecAttention.relative_attention_bias.weight"}))  # fmt: skip
 
 
-def _detr(decoder):
-    def named(output, maps):
+def _detr(decoder: bool) -> Family:
+    def named(output: str, maps: str) -> Naming:
         places = {**_projections("self_attn", output=output), **_DETR_NORMS, "up": f"{maps}fc1", "down": f"{maps}fc2"}
         if decoder:
             places |= {**_crossing(_projections("encoder_attn", output=output)), **_DETR_CROSS_NORM}
@@ -167,17 +172,19 @@ LETTERS = {
 BIAS_ROLES = {"query_bias": "query_bias", "output_bias": "output_bias", "feed_forward_bias": "up_bias"}
 
 
-def layer_roles(*, gated=False, placement="post", norm="layernorm", query_bias=True, output_bias=True,
-                feed_forward_bias=True, norm_bias=True, layer_scale=False, position_buckets=0, memory=False):
+def layer_roles(*, gated: bool = False, placement: Placement = "post", norm: Norm = "layernorm",
+                query_bias: bool = True, output_bias: bool = True, feed_forward_bias: bool = True,
+                norm_bias: bool = True, layer_scale: bool = False, position_buckets: int = 0,
+                memory: bool = False) -> dict[str, str]:
     """Return the roles of a layer's weights, each with its shape by `LETTERS`: "query_weight" is "qf"."""
-    roles = {}
+    roles: dict[str, str] = {}
 
-    def add_map(part, letters, bias):
+    def add_map(part: str, letters: str, bias: bool) -> None:
         roles[f"{part}_weight"] = letters
         if bias:
             roles[f"{part}_bias"] = letters[0]
 
-    def add_norms(part):
+    def add_norms(part: str) -> None:
         bias = norm_bias and norm == "layernorm"
         for suffix in ["_norm"] + ["_after_norm"] * (placement == "sandwich"):
             add_map(part + suffix, "f", bias)
@@ -199,7 +206,7 @@ def layer_roles(*, gated=False, placement="post", norm="layernorm", query_bias=T
     return roles
 
 
-def own_name(role):
+def own_name(role: str) -> str:
     """Return the name that sherl gives the weight of a role."""
     part, _, kind = role.rpartition("_")
     return f"{part}.{kind}"
@@ -215,24 +222,24 @@ class LayerWeights:
     family : Family
     """
 
-    def __init__(self, weights, family):
+    def __init__(self, weights: Mapping[str, ArrayLike], family: Family) -> None:
         if not isinstance(weights, Mapping):
             raise TypeError(f"weights must be a dictionary of arrays by name, got {type(weights).__name__}")
         self._weights, self._family = weights, family
         self._naming = max(family.namings, key=self._known)
-        self._arrays = {}
+        self._arrays: StateDict = {}
 
-    def _known(self, naming):
+    def _known(self, naming: Naming) -> int:
         roles = (f"{part}_{kind}" for part in naming.places for kind in ("weight", "bias"))
         return sum(naming.name(role) in self._weights for role in roles)
 
-    def has(self, role):
+    def has(self, role: str) -> bool:
         """Tell whether there is a weight of a role."""
         return self._naming.name(role) in self._weights
 
-    def require(self, roles):
+    def require(self, roles: Iterable[str]) -> None:
         """Raise where the weights are not those of some roles, each of which the family has a name for."""
-        known = {self._naming.name(role) for role in roles}
+        known = {str(self._naming.name(role)) for role in roles}
         missing = sorted(known - set(self._weights))
         unexpected = sorted(str(name) for name in set(self._weights) - known - self._family.ignored)
         groups = {"missing": missing, "unexpected": unexpected}
@@ -240,9 +247,9 @@ class LayerWeights:
         if faults:
             raise ValueError(f"weights must be those of a {self._family.title} layer: {faults}")
 
-    def sizes(self, roles):
+    def sizes(self, roles: Mapping[str, str]) -> dict[str, int]:
         """Return the numbers that the shapes of matrices tell, by letter."""
-        sizes = {}
+        sizes: dict[str, int] = {}
         for role, letters in roles.items():
             if len(letters) == 2:
                 outputs, inputs = self._matrix_shape(role)
@@ -254,7 +261,7 @@ class LayerWeights:
                 sizes = {letters[0]: outputs // count, letters[1]: inputs} | sizes
         return sizes
 
-    def arrays(self, roles, sizes):
+    def arrays(self, roles: Mapping[str, str], sizes: Mapping[str, int]) -> StateDict:
         """Return the arrays by role, each of which must have the shape that its letters tell."""
         for role, letters in roles.items():
             count = self._naming.share(role)[1]
@@ -266,19 +273,20 @@ class LayerWeights:
                 raise ValueError(f"weights[{self._naming.name(role)!r}] must have shape {shape}, got {found}")
         return {role: self._share(role) for role in roles}
 
-    def _read(self, role):
-        name = self._naming.name(role)
+    def _read(self, role: str) -> Array:
+        name = str(self._naming.name(role))
         if name not in self._arrays:
             self._arrays[name] = read_weight(self._weights[name], f"weights[{name!r}]")
         return self._arrays[name]
 
-    def _matrix_shape(self, role):
+    def _matrix_shape(self, role: str) -> tuple[int, int]:
         shape = self._read(role).shape
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"weights[{self._naming.name(role)!r}] must have two dimensions, got shape {shape}")
-        return reversed(shape) if self._naming.transposed else shape
+        rows, columns = reversed(shape) if self._naming.transposed else shape
+        return rows, columns
 
-    def _share(self, role):
+    def _share(self, role: str) -> Array:
         array = self._read(role)
         number, count = self._naming.share(role)
         if count == 1 and not self._naming.transposed:

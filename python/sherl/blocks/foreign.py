@@ -1,5 +1,15 @@
 """Late layers that are computed outside the core, between two of its programs: what the network asks of them."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .._typing import Array
+
+if TYPE_CHECKING:
+    from ..features.rows import Segments
+
 
 class ForeignLayer:
     """A frozen late layer that something else than the core computes. `sherl.torch.Late` is one.
@@ -16,31 +26,36 @@ class ForeignLayer:
     _is_frozen = True
     _network = False
 
-    def __init__(self, features, out_features):
+    def __init__(self, features: int, out_features: int) -> None:
         self.features, self.out_features = features, out_features
 
     @property
-    def fingerprint(self):
+    def settings(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
         """SHA-256 of the weights and of what else the output depends on, in hexadecimal."""
         raise NotImplementedError
 
-    def num_parameters(self, trainable_only=True):
+    def num_parameters(self, trainable_only: bool = True) -> int:
         """Count parameters; none are trained."""
         return 0 if trainable_only else self._frozen_count()
 
-    def _inputs(self):
+    def _inputs(self) -> list[tuple[str, int]]:
         return [("x", self.features)]
 
-    def _frozen_count(self):
+    def _frozen_count(self) -> int:
         raise NotImplementedError
 
-    def _least_parameters(self):
+    def _least_parameters(self) -> int:
         return 0
 
-    def _with_dropout(self, other):
+    def _with_dropout(self, other: object) -> ForeignLayer:
         return self
 
-    def _run(self, x, segments, gradient):
+    def _run(self, x: Array, segments: Segments,
+             gradient: bool) -> tuple[Array, Segments, Callable[[Array], Array] | None]:
         """Compute the output for some samples.
 
         Parameters
@@ -61,6 +76,6 @@ class ForeignLayer:
         """
         raise NotImplementedError
 
-    def _segments(self, segments):
+    def _segments(self, segments: Segments) -> Segments:
         """Return the segments that the output will have."""
         raise NotImplementedError

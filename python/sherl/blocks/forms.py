@@ -1,8 +1,14 @@
 """The rows of one call to a block that are not the tokens of a text alone: images, and tokens with a tower's output."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, Integers, Source, Spaces, Uint16As
 from ..features.features import Features, check_channels, from_images
 from ..features.rows import Batch, read_reals, readable
 from .block import Rows, read_sample_rows
@@ -25,7 +31,8 @@ class Images:
         Inputs that must have the sizes of another, whose row space they lie in.
     """
 
-    def __init__(self, values, names, inputs, dtype, output=0, shared=None):
+    def __init__(self, values: Sequence[Any], names: Sequence[str], inputs: Sequence[tuple[str, int]], dtype: Uint16As,
+                 output: int | Callable[[Integers], Integers] = 0, shared: Mapping[int, int] | None = None) -> None:
         ragged = [isinstance(value, Features) for value in values]
         if any(ragged) and not all(ragged):
             raise TypeError(f"{' and '.join((names[0], names[-1]))} must be all arrays or all Features")
@@ -36,15 +43,15 @@ class Images:
             if part.sizes is None:
                 raise TypeError(f"{names[0]} must be images: Features with sizes, got those of tokens")
         shared = shared or {}
-        self.sizes = [sizes for part in self.parts for sizes in part.sizes]
+        self.sizes = [sizes for part in self.parts for sizes in part.sizes or ()]
         for number, sizes in enumerate(self.sizes):
             if len(sizes) != len(self.sizes[0]):
                 raise ValueError(f"{names[number]} must have {len(self.sizes[0])} samples, as {names[0]} has")
         for number, other in shared.items():
             if not np.array_equal(self.sizes[number], self.sizes[other]):
                 raise ValueError(f"{names[number]} must have the heights and widths of {names[other]}")
-        self._by_name = {name: sizes for (name, _), sizes in zip(inputs, self.sizes)}
-        own = [tap for part in self.parts for tap in part.batch().own]
+        self._by_name: dict[str | None, Integers] = {name: sizes for (name, _), sizes in zip(inputs, self.sizes)}
+        own = [tap for part in self.parts for tap in part.batch().own or () if tap is not None]
         taps = [tap for number, tap in enumerate(own) if number not in shared]
         self.batch = Batch(own[0].offsets, own[0].rows, own=taps)
         self.lengths = np.diff(self.batch.offsets)
@@ -53,25 +60,25 @@ class Images:
     memory = None  # as of Rows
 
     @property
-    def spaces(self):
+    def spaces(self) -> Spaces:
         return self.batch.spaces
 
-    def sources(self):
+    def sources(self) -> list[Source]:
         return [source for part in self.parts for source in part.sources(part.batch())]
 
-    def sink(self, channels, name=None):
+    def sink(self, channels: int, name: str | None = None) -> tuple[Array, Source]:
         """Return a matrix for the core to write an input's gradient or the output to, and the source that tells it."""
         matrix = np.empty((int(self._by_name[name].prod(axis=1).sum()), channels), _core.REAL)
         return matrix, (matrix, None)
 
-    def given(self, matrix, name=None):
+    def given(self, matrix: Array, name: str | None = None) -> Array | Features:
         """Return a matrix made by `sink` in the caller's form."""
         sizes = self._by_name[name]
         if self.ragged:
             return Features([matrix], sizes=[sizes])
         return matrix.reshape(len(sizes), *sizes[0], -1)
 
-    def cotangent(self, values, channels, dtype):
+    def cotangent(self, values: ArrayLike | Features, channels: int, dtype: Uint16As) -> Source:
         """Return the source of a gradient that comes in the form of the output."""
         if self.ragged:
             if not isinstance(values, Features) or values.sizes is None:
@@ -80,7 +87,7 @@ class Images:
                 raise ValueError("cotangent must have the heights and widths of the output")
             check_channels(values.channels, [channels], ["cotangent"])
             return values.sources(values.batch())[0]
-        array, _ = read_reals(values, "cotangent", dtype)
+        array, _ = read_reals(cast(ArrayLike, values), "cotangent", dtype)
         shape = (len(self._by_name[None]), *(int(length) for length in self._by_name[None][0]), channels)
         if array.shape != shape:
             raise ValueError(f"cotangent must have the output's shape {shape}, got {array.shape}")
@@ -100,7 +107,8 @@ class Tower(Rows):
         Number of a token, or of a row of Features; None for the last row that is meant.
     """
 
-    def __init__(self, taps, names, mask, channels, last, last_channels, dtype, position):
+    def __init__(self, taps: Sequence[Any], names: Sequence[str], mask: ArrayLike | None, channels: Sequence[int],
+                 last: ArrayLike | None, last_channels: int, dtype: Uint16As, position: ArrayLike | None) -> None:
         super().__init__(taps, names, mask, channels, dtype)
         if not self.lengths.all():
             raise ValueError(f"mask leaves no row of sample {self.lengths.argmin()}")
@@ -116,19 +124,19 @@ class Tower(Rows):
         )
         self._position = (self.lengths - 1 if position is None else self._read_position(position)).reshape(-1, 1)
 
-    def sources(self):
+    def sources(self) -> list[Source]:
         return [*super().sources(), (self._last, None), (self._position, None)]
 
-    def sink(self, channels, name=None):
+    def sink(self, channels: int, name: str | None = None) -> tuple[Array, Source]:
         if name != "last":
             return super().sink(channels)
         matrix = np.empty((self.batch.samples, channels), _core.REAL)
         return matrix, (matrix, None)
 
-    def given(self, matrix, name=None):
+    def given(self, matrix: Array, name: str | None = None) -> Array | Features:
         return matrix.reshape(self._last_shape) if name == "last" else super().given(matrix)
 
-    def _read_position(self, values):
+    def _read_position(self, values: ArrayLike) -> Integers:
         array = np.asarray(values)
         samples = self.batch.samples
         if array.dtype.kind not in "iu" or array.shape != (samples,):
@@ -150,12 +158,13 @@ class Tower(Rows):
         return places - self.batch.offsets[:-1]
 
 
-def tap_sinks(features, taps):
+def tap_sinks(features: Features, taps: Any) -> list[tuple[Array, Source]]:
     """Return for each tap of a network a matrix for its gradient, and the source that tells the core where.
 
     `taps` is what the features were made of: arrays, or the features themselves.
     """
-    batch, sinks = features.batch(), []
+    batch = features.batch()
+    sinks: list[tuple[Array, Source]] = []
     for number, channels in enumerate(features.channels):
         if isinstance(taps, Features):
             matrix = np.empty((int(batch.offsets_of(number)[-1]), channels), _core.REAL)
@@ -166,9 +175,9 @@ def tap_sinks(features, taps):
     return sinks
 
 
-def taps_given(features, taps, sinks):
+def taps_given(features: Features, taps: Any, sinks: Sequence[tuple[Array, Source]]) -> dict[str, Array | Features]:
     """Return matrices made by `tap_sinks` in the form of the taps, by name."""
-    given = {}
+    given: dict[str, Array | Features] = {}
     for number, (matrix, _) in enumerate(sinks):
         if not isinstance(taps, Features):
             made = matrix.reshape(np.shape(taps[number]))

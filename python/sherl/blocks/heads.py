@@ -1,14 +1,22 @@
 """Heads: a sample's rows to class logits or regression values, with their losses and what they predict."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, Float64s, Integers, Metric, Pooling, Task, Uint16As
 from ..checks import flag, one_of, rate, whole_number
 from ..features.features import MISSING_POSITIONS, Features, check_own_positions
 from ..features.rows import read_positions
-from .block import UnaryBlock
+from .block import Rows, UnaryBlock
+
+if TYPE_CHECKING:
+    from ..features.layout import Layout
 
 __all__ = ["Classifier", "Regressor"]
 
@@ -18,38 +26,41 @@ POOLINGS = ("first", "last", "mean", "max", "position")
 class Head(UnaryBlock):
     """What heads share: each sample's rows are pooled, dropped out, and mapped linearly to the outputs."""
 
-    _pooled = True
+    @property
+    def _pooled(self) -> bool:
+        return True
 
-    def __init__(self, features, outputs, pool, pooler, dropout, seed):
+    def __init__(self, features: int, outputs: int, pool: Pooling, pooler: bool, dropout: float, seed: int) -> None:
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
         self._outputs = outputs
-        self.pool = one_of(pool, "pool", POOLINGS)
+        self.pool: Pooling | Literal["gpo"] = one_of(pool, "pool", POOLINGS)
         self.pooler = flag(pooler, "pooler")
         self.dropout = rate(dropout, "dropout")
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         return self._outputs
 
-    def _least_parameters(self):
+    def _least_parameters(self) -> int:
         return self.features * (self._outputs + (self.features if self.pooler else 0))
 
-    def _inputs(self):
+    def _inputs(self) -> list[tuple[str, int]]:
         return [("x", self.features)]
 
-    def _declare_positions(self, graph):
+    def _declare_positions(self, graph: _core.Graph) -> list[int]:
         return [graph.indices("positions", _core.SAMPLES)] if self._takes_positions else []
 
-    def _declared(self):
+    def _declared(self) -> list[str]:
         return [*super()._declared(), *(["positions"] if self._takes_positions else [])]
 
-    def _build(self, graph, prefix, inputs):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int]) -> int:
         x, *positions = inputs
-        return graph.head(prefix, x, outputs=self._outputs, pooling=self.pool, pooler=self.pooler,
+        return graph.head(prefix, x, outputs=self._outputs, pooling=cast(Pooling, self.pool), pooler=self.pooler,
                           dropout=self.dropout, positions=positions[0] if self._takes_positions else None)
 
-    def __call__(self, x, mask=None, *, positions=None, dtype=None):
+    def __call__(self, x: ArrayLike | Features, mask: ArrayLike | None = None, *, positions: ArrayLike | None = None,
+                 dtype: Uint16As = None) -> Array | Features:
         """Compute the output.
 
         Parameters
@@ -69,7 +80,9 @@ class Head(UnaryBlock):
         """
         return self._forward(self._rows(x, mask, dtype, positions))
 
-    def vjp(self, x, cotangent, mask=None, *, positions=None, training=False, seed=0, dtype=None):
+    def vjp(self, x: ArrayLike | Features, cotangent: ArrayLike | Features, mask: ArrayLike | None = None, *,
+            positions: ArrayLike | None = None, training: bool = False, seed: int = 0,
+            dtype: Uint16As = None) -> tuple[Array | Features, dict[str, Array | Features]]:
         """Compute the output and the gradient of its product with a cotangent.
 
         Parameters
@@ -92,8 +105,9 @@ class Head(UnaryBlock):
         """
         return self._gradient(self._rows(x, mask, dtype, positions), cotangent, ("x",), training, seed, dtype)
 
-    def _rows(self, x, mask, dtype, positions):
-        rows = super()._rows(x, mask, dtype)
+    def _rows(self, x: ArrayLike | Features, mask: ArrayLike | None, dtype: Uint16As,
+              positions: ArrayLike | None = None) -> Rows:
+        rows = cast(Rows, super()._rows(x, mask, dtype))
         if isinstance(x, Features):
             check_own_positions(positions)
             positions = x.positions
@@ -103,10 +117,10 @@ class Head(UnaryBlock):
         return rows
 
     @property
-    def _takes_positions(self):
+    def _takes_positions(self) -> bool:
         return self.pool == "position"
 
-    def _positions_read(self, positions):
+    def _positions_read(self, positions: Integers | None) -> Integers | None:
         """Return positions where the head reads them, else None."""
         if not self._takes_positions:
             return None
@@ -116,66 +130,67 @@ class Head(UnaryBlock):
 
     # What a network asks of its head. Labels come as read_labels gives them: one row a sample.
 
-    task = None  # "classification", "regression" or "spans"
+    task: Task | None = None  # "classification", "regression" or "spans"
     _has_loss = True
-    _needs_layout = False  # whether labels are read with the layout of the rows, and not with the number of samples alone
+    # whether labels are read with the layout of the rows, and not with the number of samples alone
+    _needs_layout = False
     _loss_each_row = False  # whether the loss has one row for every row of the input, and not one a sample
 
-    def _build_loss(self, graph, prefix, outputs):
+    def _build_loss(self, graph: _core.Graph, prefix: str, outputs: int) -> int:
         """Add the inputs "labels" and "weights" and the loss of the outputs to a graph."""
         raise NotImplementedError
 
-    def _read_labels(self, labels, samples, name):
+    def _read_labels(self, labels: Any, samples: Any, name: str) -> Array:
         raise NotImplementedError
 
-    def _columns(self, labels):
+    def _columns(self, labels: Array) -> list[Array]:
         """Return the labels as the inputs that `_build_loss` declares before the weights."""
         return [labels]
 
-    def _counts(self, labels):
+    def _counts(self, labels: Array) -> Float64s:
         """Return 1 where a row of labels counts, and 0 where its loss is left out."""
         return np.ones(len(labels))
 
-    def _shares(self, labels):
+    def _shares(self, labels: Array) -> Float64s:
         """Return by what a row's loss counts in the mean, float64 of shape (samples,)."""
         return np.ones(len(labels))
 
-    def _predicted(self, outputs):
+    def _predicted(self, outputs: Array) -> Array:
         raise TypeError(f"a network with a {type(self).__name__} has no predictions; use forward")
 
-    def _probabilities(self, outputs):
+    def _probabilities(self, outputs: Array) -> Array:
         raise TypeError(f"a network with a {type(self).__name__} has no class probabilities; use predict")
 
     # The same for outputs in the order of the rows, given back in the user's form.
 
-    def _arranged(self, outputs, layout):
+    def _arranged(self, outputs: Array, layout: Layout) -> Any:
         return outputs if self._pooled else layout.matrix(outputs)
 
-    def _predict(self, outputs, layout):
+    def _predict(self, outputs: Array, layout: Layout) -> Any:
         return self._predicted(outputs)
 
-    def _chances(self, outputs, layout):
+    def _chances(self, outputs: Array, layout: Layout) -> Any:
         return self._probabilities(outputs)
 
-    def _rows_of(self, lengths):
+    def _rows_of(self, lengths: Integers) -> Integers:
         """Return how many output rows each of the samples with so many rows has."""
         return np.ones_like(lengths) if self._pooled else lengths
 
     @property
-    def _evaluated_channels(self):
+    def _evaluated_channels(self) -> int:
         """Channels of what the evaluation program gives for a row."""
         return self.out_features
 
-    def _evaluation(self, outputs, losses):
+    def _evaluation(self, outputs: Array, losses: Sequence[float]) -> tuple[float, Array]:
         """Return the loss, and what metrics are computed from, of what the evaluation program gave for all rows."""
         return math.fsum(losses), outputs
 
-    def _kept(self, outputs):
+    def _kept(self, outputs: Array) -> Array:
         """Return what metrics are computed from."""
         return outputs
 
-    def _scores(self, functions, outputs, labels):
-        """Return the value of each metric function by name."""
+    def _scores(self, functions: Mapping[str, Metric], outputs: Array, labels: Array, *layout: Any) -> dict[str, float]:
+        """Return the value of each metric function by name; the layout comes where labels were read with it."""
         raise NotImplementedError
 
 
@@ -208,8 +223,9 @@ class Classifier(Head):
 
     task = "classification"
 
-    def __init__(self, features, classes, pool="first", pooler=False, dropout=0.0, label_smoothing=0.0,
-                 class_weights=None, multi_label=False, *, seed=0):
+    def __init__(self, features: int, classes: int, pool: Pooling = "first", pooler: bool = False, dropout: float = 0.0,
+                 label_smoothing: float = 0.0, class_weights: ArrayLike | None = None, multi_label: bool = False, *,
+                 seed: int = 0) -> None:
         self.multi_label = flag(multi_label, "multi_label")
         self.classes = whole_number(classes, "classes", 1 if self.multi_label else 2)
         self.label_smoothing = rate(label_smoothing, "label_smoothing")
@@ -219,14 +235,14 @@ class Classifier(Head):
         super().__init__(features, self.classes, pool, pooler, dropout, seed)
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         names = ("features", "classes", "pool", "pooler", "dropout", "label_smoothing", "class_weights", "multi_label")
         settings = {name: getattr(self, name) for name in names}
         if self.class_weights is not None:
             settings["class_weights"] = self.class_weights.tolist()
         return settings
 
-    def _build_loss(self, graph, prefix, outputs):
+    def _build_loss(self, graph: _core.Graph, prefix: str, outputs: int) -> int:
         if self.multi_label:
             targets = graph.input("labels", _core.SAMPLES, self.classes)
             return graph.binary_cross_entropy(outputs, targets, graph.input("weights", _core.SAMPLES, 1))
@@ -238,7 +254,7 @@ class Classifier(Head):
                                             data=self.class_weights)
         return graph.cross_entropy(outputs, targets, weights, class_weights, self.label_smoothing)
 
-    def _read_labels(self, labels, samples, name):
+    def _read_labels(self, labels: Any, samples: int, name: str) -> Array:
         if self.multi_label:
             array = _real_labels(labels, (samples, self.classes), name)
             if array.min() < 0 or array.max() > 1:
@@ -254,21 +270,24 @@ class Classifier(Head):
             raise ValueError(f"{name} must be class numbers from 0 to {self.classes - 1}, got {wrong}")
         return np.ascontiguousarray(array, np.int64).reshape(-1, 1)
 
-    def _shares(self, labels):
+    def _shares(self, labels: Array) -> Float64s:
         if self.class_weights is None:
             return np.ones(len(labels))
-        return self.class_weights.astype(np.float64)[labels[:, 0]]
+        weights: Float64s = self.class_weights.astype(np.float64)[labels[:, 0]]
+        return weights
 
-    def _predicted(self, outputs):
+    def _predicted(self, outputs: Array) -> Array:
         return (outputs > 0).astype(np.int64) if self.multi_label else outputs.argmax(axis=1)
 
-    def _probabilities(self, outputs):
+    def _probabilities(self, outputs: Array) -> Array:
         if self.multi_label:
-            return (0.5 * (1 + np.tanh(0.5 * outputs))).astype(outputs.dtype)
+            chances: Array = (0.5 * (1 + np.tanh(0.5 * outputs))).astype(outputs.dtype)
+            return chances
         shifted = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        return shifted / shifted.sum(axis=1, keepdims=True)
+        shares: Array = shifted / shifted.sum(axis=1, keepdims=True)
+        return shares
 
-    def _scores(self, functions, outputs, labels):
+    def _scores(self, functions: Mapping[str, Metric], outputs: Array, labels: Array, *layout: Any) -> dict[str, float]:
         targets = (labels > 0.5).astype(np.int64) if self.multi_label else labels
         predicted = self._predicted(outputs).ravel()
         return {name: float(function(predicted, targets.ravel())) for name, function in functions.items()}
@@ -296,28 +315,29 @@ class Regressor(Head):
 
     task = "regression"
 
-    def __init__(self, features, outputs=1, pool="first", pooler=False, dropout=0.0, *, seed=0):
+    def __init__(self, features: int, outputs: int = 1, pool: Pooling = "first", pooler: bool = False,
+                 dropout: float = 0.0, *, seed: int = 0) -> None:
         self.outputs = whole_number(outputs, "outputs", 1)
         super().__init__(features, self.outputs, pool, pooler, dropout, seed)
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("features", "outputs", "pool", "pooler", "dropout")}
 
-    def _build_loss(self, graph, prefix, outputs):
+    def _build_loss(self, graph: _core.Graph, prefix: str, outputs: int) -> int:
         targets = graph.input("labels", _core.SAMPLES, self.outputs)
         return graph.squared_error(outputs, targets, graph.input("weights", _core.SAMPLES, 1))
 
-    def _read_labels(self, labels, samples, name):
+    def _read_labels(self, labels: Any, samples: int, name: str) -> Array:
         array = _label_array(labels, name)
         if self.outputs == 1 and array.shape == (samples,):
             array = array.reshape(samples, 1)
         return _real_labels(array, (samples, self.outputs), name)
 
-    def _predicted(self, outputs):
+    def _predicted(self, outputs: Array) -> Array:
         return outputs[:, 0] if self.outputs == 1 else outputs
 
-    def _scores(self, functions, outputs, labels):
+    def _scores(self, functions: Mapping[str, Metric], outputs: Array, labels: Array, *layout: Any) -> dict[str, float]:
         columns = range(self.outputs)
         return {
             name: float(np.mean([function(outputs[:, column], labels[:, column]) for column in columns]))
@@ -325,14 +345,14 @@ class Regressor(Head):
         }
 
 
-def _label_array(labels, name):
+def _label_array(labels: Any, name: str) -> Array:
     try:
         return np.asarray(labels)
     except Exception as error:
         raise TypeError(f"{name} cannot be read as an array: {error}") from error
 
 
-def _real_labels(labels, shape, name):
+def _real_labels(labels: Any, shape: tuple[int, ...], name: str) -> Array:
     array = _label_array(labels, name)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be numbers, got dtype {array.dtype}")
@@ -345,7 +365,7 @@ def _real_labels(labels, shape, name):
     return array
 
 
-def _class_weights(values, classes):
+def _class_weights(values: ArrayLike, classes: int) -> Array:
     array = _real_labels(values, (classes,), "class_weights")
     if array.min() < 0 or array.max() == 0:
         raise ValueError("class_weights must be 0 or more, and not all 0")

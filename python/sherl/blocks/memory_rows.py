@@ -1,18 +1,25 @@
-"""The rows of a call to a layer that reads a memory beside x: two row spaces, of each of which a sample has some rows."""
+"""The rows of a call to a layer that reads a memory beside x: two row spaces, of each of which a sample has some."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, Source, Spaces
 from ..features.rows import offsets_of, select_rows
+
+if TYPE_CHECKING:
+    from ..features.features import Features
+    from .block import Rows
 
 MEMORY_INPUTS = ("memory", "memory_positions")
 
 
 class _Batch(NamedTuple):
     samples: int
-    spaces: list  # offsets by row space: of the samples, of x, of the memory
+    spaces: Spaces  # offsets by row space: of the samples, of x, of the memory
 
 
 class RowsWithMemory:
@@ -24,7 +31,7 @@ class RowsWithMemory:
         A sample without a row of x is left out, and its rows of the memory with it.
     """
 
-    def __init__(self, rows, memory):
+    def __init__(self, rows: Rows, memory: Rows) -> None:
         if len(memory.lengths) != len(rows.lengths):
             raise ValueError(f"memory must have the {len(rows.lengths)} samples of x, got {len(memory.lengths)}")
         empty = (rows.lengths > 0) & (memory.lengths == 0)
@@ -35,11 +42,11 @@ class RowsWithMemory:
         self.lengths, self.cotangent = rows.lengths, rows.cotangent
         self.batch = _Batch(rows.batch.samples, [*rows.batch.spaces, self._memory_batch.offsets])
 
-    def sources(self):
+    def sources(self) -> list[Source]:
         memory = [source for part in self._memory.parts for source in part.sources(part.batch(self._kept))]
         return self._rows.sources() + memory
 
-    def sink(self, channels, name=None):
+    def sink(self, channels: int, name: str | None = None) -> tuple[Array, Source]:
         """As that of `Rows`; `name` tells which rows, and None those of the output."""
         if name not in MEMORY_INPUTS:
             return self._rows.sink(channels)
@@ -49,5 +56,5 @@ class RowsWithMemory:
         matrix = np.zeros((count, channels), _core.REAL)
         return matrix, (matrix, rows)
 
-    def given(self, matrix, name=None):
+    def given(self, matrix: Array, name: str | None = None) -> Array | Features:
         return (self._memory if name in MEMORY_INPUTS else self._rows).given(matrix)

@@ -1,8 +1,14 @@
 """MTSA, the Multi-Tiered Sensing Adapter: consolidates a backbone's shallow states into one feature map."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast
+
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, Down, Guidance, Integers, Uint16As, UpNorm
 from ..checks import flag, one_of, rate, real_number, whole_number
 from ..features.features import Features, check_channels
 from .block import Block, Rows
@@ -12,6 +18,8 @@ __all__ = ["MTSA"]
 
 MOST_TAPS = 1024
 LARGEST_WINDOW = 1024
+
+Added = TypeVar("Added", int, list[int])
 
 
 class MTSA(Block):
@@ -70,9 +78,12 @@ class MTSA(Block):
     ECCV 2024, arXiv:2407.07523.
     """
 
-    def __init__(self, taps, features, hidden, *, down="layernorm", guidance="token", up_norm=None, eps=None,
-                 down_norm_eps=1e-5, up_norm_eps=None, dropout=0.0, gate_temperature=0.1, out_features=None, pool=None,
-                 base="first", gated_base=False, momentum=0.1, seed=0):
+    def __init__(self, taps: int, features: int | Sequence[int], hidden: int, *, down: Down = "layernorm",
+                 guidance: Guidance = "token", up_norm: UpNorm | None = None, eps: float | None = None,
+                 down_norm_eps: float = 1e-5, up_norm_eps: float | None = None, dropout: float = 0.0,
+                 gate_temperature: float = 0.1, out_features: int | None = None, pool: Sequence[int] | None = None,
+                 base: Literal["first", "position"] = "first", gated_base: bool = False, momentum: float = 0.1,
+                 seed: int = 0) -> None:
         super().__init__(seed)
         self.taps = whole_number(taps, "taps", 2, MOST_TAPS)
         self.features = _widths(features, self.taps)
@@ -104,7 +115,8 @@ class MTSA(Block):
     # Presets: the published settings of each backbone.
 
     @classmethod
-    def bert(cls, features=768, taps=12, hidden=None, **settings):
+    def bert(cls, features: int | Sequence[int] = 768, taps: int = 12, hidden: int | None = None,
+             **settings: Any) -> MTSA:
         """Make the adapter of BERT and other post-norm encoders: layer norms, dropout 0.1 (by default of BERT base).
 
         Parameters
@@ -122,7 +134,8 @@ class MTSA(Block):
                            dropout=0.1)
 
     @classmethod
-    def t5(cls, features=768, taps=10, hidden=None, **settings):
+    def t5(cls, features: int | Sequence[int] = 768, taps: int = 10, hidden: int | None = None,
+           **settings: Any) -> MTSA:
         """Make the adapter of a T5 encoder or decoder: gated down maps (by default of the encoder of T5 base).
 
         Parameters
@@ -139,7 +152,8 @@ class MTSA(Block):
         return cls._preset(features, taps, hidden, 8, settings, down="gated", eps=1e-6)
 
     @classmethod
-    def cross_modal(cls, features=768, taps=12, hidden=None, **settings):
+    def cross_modal(cls, features: int | Sequence[int] = 768, taps: int = 12, hidden: int | None = None,
+                    **settings: Any) -> MTSA:
         """Make the adapter of a cross-modal transformer (CLIP-ViL, LXMERT): gated down maps.
 
         Parameters
@@ -156,7 +170,8 @@ class MTSA(Block):
         return cls._preset(features, taps, hidden, 2, settings, down="gated", eps=1e-6)
 
     @classmethod
-    def resnet(cls, features=(256, 512, 1024, 2048), taps=4, hidden=512, **settings):
+    def resnet(cls, features: int | Sequence[int] = (256, 512, 1024, 2048), taps: int = 4, hidden: int | None = 512,
+               **settings: Any) -> MTSA:
         """Make the adapter of a ResNet: batch norms, taps pooled to the last stage (by default of ResNet-50).
 
         Parameters
@@ -175,7 +190,8 @@ class MTSA(Block):
                            pool=pool)
 
     @classmethod
-    def detr(cls, features=256, taps=4, hidden=None, **settings):
+    def detr(cls, features: int | Sequence[int] = 256, taps: int = 4, hidden: int | None = None,
+             **settings: Any) -> MTSA:
         """Make the adapter of a DETR-style encoder or decoder (MDETR): guidance through a two-layer map.
 
         Parameters
@@ -193,7 +209,8 @@ class MTSA(Block):
                            up_norm_eps=1e-5)
 
     @classmethod
-    def clip(cls, features=768, taps=13, hidden=512, out_features=512, *, tower="image", **settings):
+    def clip(cls, features: int | Sequence[int] = 768, taps: int = 13, hidden: int | None = 512,
+             out_features: int = 512, *, tower: Literal["image", "text"] = "image", **settings: Any) -> MTSA:
         """Make the adapter of a tower of CLIP: spatial guidance (by default of the image tower of ViT-B/32).
 
         Parameters
@@ -214,33 +231,36 @@ class MTSA(Block):
                            out_features=out_features)
 
     @classmethod
-    def _preset(cls, features, taps, hidden, share, settings, **published):
+    def _preset(cls, features: int | Sequence[int], taps: int, hidden: int | None, share: int, settings: dict[str, Any],
+                **published: Any) -> MTSA:
         if hidden is None:
             hidden = max(1, max(_widths(features, taps)) // share)
         return cls(taps, features, hidden, **{**published, **settings})
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         return self._out_features
 
     @property
-    def images(self):
+    def images(self) -> bool:
         """Whether the taps are images."""
         return self.pool is not None
 
     @property
-    def _pooled(self):
+    def _pooled(self) -> bool:
         return self.guidance == "spatial"
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         names = ("taps", "features", "hidden", "down", "guidance", "up_norm", "eps", "down_norm_eps", "up_norm_eps",
                  "dropout", "gate_temperature", "out_features", "pool", "base", "gated_base", "momentum")
         settings = {name: getattr(self, name) for name in names}
         settings["features"] = self.features[0] if len(set(self.features)) == 1 else list(self.features)
         return settings
 
-    def __call__(self, taps, last=None, mask=None, *, position=None, dtype=None):
+    def __call__(self, taps: Sequence[ArrayLike] | Features, last: ArrayLike | Features | None = None,
+                 mask: ArrayLike | None = None, *, position: ArrayLike | None = None,
+                 dtype: Uint16As = None) -> Array | Features:
         """Compute the output.
 
         Parameters
@@ -265,8 +285,10 @@ class MTSA(Block):
         """
         return self._forward(self._rows(taps, last, mask, position, dtype))
 
-    def vjp(self, taps, cotangent, last=None, mask=None, taps_gradient=False, *, position=None, training=False, seed=0,
-            dtype=None):
+    def vjp(self, taps: Sequence[ArrayLike] | Features, cotangent: ArrayLike | Features,
+            last: ArrayLike | Features | None = None, mask: ArrayLike | None = None, taps_gradient: bool = False, *,
+            position: ArrayLike | None = None, training: bool = False, seed: int = 0,
+            dtype: Uint16As = None) -> tuple[Array | Features, dict[str, Array | Features]]:
         """Compute the output and the gradient of its product with a cotangent.
 
         Parameters
@@ -294,7 +316,8 @@ class MTSA(Block):
         wanted = tuple(names) if taps_gradient else ("last",)
         return self._gradient(self._rows(taps, last, mask, position, dtype), cotangent, wanted, training, seed, dtype)
 
-    def _rows(self, taps, last, mask, position, dtype):
+    def _rows(self, taps: Sequence[ArrayLike] | Features, last: ArrayLike | Features | None, mask: ArrayLike | None,
+              position: ArrayLike | None, dtype: Uint16As) -> Rows | Images:
         if isinstance(taps, Features):
             taps_given, default = [taps], taps.select([-1])
         elif isinstance(taps, str) or not hasattr(taps, "__iter__"):
@@ -308,7 +331,8 @@ class MTSA(Block):
         if position is not None and self.base != "position":
             raise ValueError("position goes with base=\"position\"")
         if self.guidance == "spatial":
-            return Tower(taps_given, names, mask, self.features, last, self.out_features, dtype, position)
+            return Tower(taps_given, names, mask, self.features, cast("ArrayLike | None", last), self.out_features,
+                         dtype, position)
         values, names = [*taps_given, default if last is None else last], [*names, "last"]
         if not self.images:
             return Rows(values, names, mask, [channels for _, channels in self._inputs()], dtype)
@@ -318,10 +342,10 @@ class MTSA(Block):
         self._check_pools(images.sizes, names)
         return images
 
-    def _check_pools(self, sizes, names):
+    def _check_pools(self, sizes: Sequence[Integers], names: Sequence[str]) -> None:
         """Raise where images of these sizes are not pooled to the size of the last tap."""
         wanted = sizes[self.taps - 1]
-        for number, window in enumerate(self.pool):
+        for number, window in enumerate(self.pool or ()):
             wrong = np.flatnonzero((sizes[number] // window != wanted).any(axis=1))
             if len(wrong):
                 height, width = sizes[number][wrong[0]]
@@ -330,33 +354,35 @@ class MTSA(Block):
                     f"are {wanted[wrong[0]][0]} x {wanted[wrong[0]][1]} in sample {wrong[0]}, got {height} x {width}"
                 )
 
-    def _least_parameters(self):
+    def _least_parameters(self) -> int:
         down = sum(self.features) + (2 * self.taps * self.hidden if self.down == "gated" else 0)
         guidance = {"token": 0, "residual_mlp": 2 * self.features[-1], "spatial": self.out_features}[self.guidance]
         return self.hidden * (down + guidance + self.out_features)
 
-    def _inputs(self):
+    def _inputs(self) -> list[tuple[str, int]]:
         return [*((f"tap{number}", width) for number, width in enumerate(self.features)), ("last", self.out_features)]
 
-    def _declared(self):
+    def _declared(self) -> list[str]:
         names = super()._declared()
         return [*names, "position"] if self._pooled else names
 
-    def _declare(self, graph, wanted):
+    def _declare(self, graph: _core.Graph, wanted: Sequence[str]) -> list[int]:
         taps = self._declare_taps(graph, wanted)
         space = _core.SAMPLES if self._pooled else graph.value_space(taps[-1])
         last = graph.input("last", space, self.out_features, "last" in wanted)
         return [*taps, last, *([graph.indices("position", _core.SAMPLES)] if self._pooled else [])]
 
-    def _declare_taps(self, graph, wanted):
-        tokens = None if self.images else graph.space("tokens")
-        spaces = [graph.grid(f"pixels{number}") if self.images else tokens for number in range(self.taps)]
+    def _declare_taps(self, graph: _core.Graph, wanted: Sequence[str]) -> list[int]:
+        if self.images:
+            spaces = [graph.grid(f"pixels{number}") for number in range(self.taps)]
+        else:
+            spaces = [graph.space("tokens")] * self.taps
         return [graph.input(name, space, channels, name in wanted)
                 for space, (name, channels) in zip(spaces, self._inputs())]
 
     # What a network asks of its early block.
 
-    def _declare_in_network(self, graph, taps_gradient):
+    def _declare_in_network(self, graph: _core.Graph, taps_gradient: bool) -> list[int]:
         """Declare the taps of a network, and return the inputs of the block.
 
         The block stands in for what the first late layer would have received: the last tap. With spatial guidance a
@@ -367,14 +393,14 @@ class MTSA(Block):
             return [*taps, taps[-1]]
         return [*taps, graph.input("last", _core.SAMPLES, self.out_features, taps_gradient)]
 
-    def _check_taps(self, features):
+    def _check_taps(self, features: Features) -> None:
         """Raise where features are not what a network with this block reads."""
         check_channels(features.channels, [*self.features, *([self.out_features] if self._pooled else [])])
         if self.images != (features.sizes is not None):
             wanted = "images (batch, height, width, channels)" if self.images else "tokens (batch, tokens, channels)"
             raise ValueError(f"taps must be {wanted}, got {'tokens' if self.images else 'images'}")
         if self.images:
-            self._check_pools(features.sizes, [f"taps[{number}]" for number in range(self.taps)])
+            self._check_pools(features.sizes or (), [f"taps[{number}]" for number in range(self.taps)])
         last_rows = features.positions is None or np.array_equal(features.positions, features.lengths - 1)
         if self.base == "position" and not last_rows:
             raise ValueError("positions must be the last row of each sample, which is the base row in a network")
@@ -384,14 +410,14 @@ class MTSA(Block):
         if self._pooled and not one_row and features.longest > 1:
             raise ValueError(f"taps[{self.taps}], the tower's output, must have one row a sample: (batch, channels)")
 
-    def _build(self, graph, prefix, inputs):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int]) -> int:
         return self._added(graph.mtsa, prefix, inputs)
 
-    def _build_features(self, graph, prefix, inputs):
+    def _build_features(self, graph: _core.Graph, prefix: str, inputs: Sequence[int]) -> list[int]:
         """Add the down maps to a graph, and return the features that the guidance weighs, and their guide."""
         return self._added(graph.mtsa_features, prefix, inputs)
 
-    def _added(self, add, prefix, inputs):
+    def _added(self, add: Callable[..., Added], prefix: str, inputs: Sequence[int]) -> Added:
         taps, (last, *position) = inputs[: self.taps], inputs[self.taps :]
         if self.base == "first":
             base = {"base": "first"}
@@ -405,15 +431,15 @@ class MTSA(Block):
         )
 
 
-def _widths(features, taps):
-    if not hasattr(features, "__len__"):
+def _widths(features: int | Sequence[int], taps: int) -> list[int]:
+    if not hasattr(features, "__len__") or isinstance(features, int):
         return [whole_number(features, "features", 1)] * taps
     if len(features) != taps:
         raise ValueError(f"features must be a number, or one for each of the {taps} taps, got {len(features)}")
     return [whole_number(width, "features", 1) for width in features]
 
 
-def _windows(pool, taps):
+def _windows(pool: Sequence[int] | None, taps: int) -> list[int] | None:
     if pool is None:
         return None
     if not hasattr(pool, "__len__") or len(pool) != taps:

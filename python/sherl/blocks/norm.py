@@ -1,7 +1,14 @@
 """Norms as blocks of their own: trained, or frozen as those at the end of pre-norm backbones."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from .. import _core
+from .._typing import ArrayLike, Initializer
 from ..checks import flag, real_number, whole_number
 from .block import UnaryBlock
 from .frozen import MaybeFrozen, read_array
@@ -10,19 +17,19 @@ __all__ = ["LayerNorm", "RMSNorm"]
 
 
 class _Norm(MaybeFrozen, UnaryBlock):
-    def __init__(self, features, eps, seed):
+    def __init__(self, features: int, eps: float, seed: int) -> None:
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
         self.eps = real_number(eps, "eps", above=0.0)
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         return self.features
 
-    def _initializer(self, name):
+    def _initializer(self, name: str) -> Initializer:
         return "ones" if name == "weight" else "zeros"
 
-    def _inputs(self):
+    def _inputs(self) -> list[tuple[str, int]]:
         return [("x", self.features)]
 
 
@@ -38,11 +45,11 @@ class RMSNorm(_Norm):
         As of all blocks; the factors begin at 1.
     """
 
-    def __init__(self, features, eps=1e-6, *, seed=0):
+    def __init__(self, features: int, eps: float = 1e-6, *, seed: int = 0) -> None:
         super().__init__(features, eps, seed)
 
     @classmethod
-    def from_weights(cls, weight, eps=1e-6, trainable=False):
+    def from_weights(cls, weight: ArrayLike, eps: float = 1e-6, trainable: bool = False) -> RMSNorm:
         """Make the norm of given factors.
 
         Parameters
@@ -61,13 +68,13 @@ class RMSNorm(_Norm):
         return cls(len(weight), eps)._set({"weight": weight}, trainable)
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {"features": self.features, "eps": self.eps}
 
-    def _shapes(self):
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {"weight": (self.features,)}
 
-    def _build(self, graph, prefix, inputs, bfloat16=False):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int], bfloat16: bool = False) -> int:
         return graph.rms_norm(inputs[0], self._parameters(graph, prefix)["weight"], self.eps)
 
 
@@ -85,12 +92,13 @@ class LayerNorm(_Norm):
         As of all blocks; factors begin at 1, biases at 0.
     """
 
-    def __init__(self, features, eps=1e-5, bias=True, *, seed=0):
+    def __init__(self, features: int, eps: float = 1e-5, bias: bool = True, *, seed: int = 0) -> None:
         super().__init__(features, eps, seed)
         self.bias = flag(bias, "bias")
 
     @classmethod
-    def from_weights(cls, weight, bias=None, eps=1e-5, trainable=False):
+    def from_weights(cls, weight: ArrayLike, bias: ArrayLike | None = None, eps: float = 1e-5,
+                     trainable: bool = False) -> LayerNorm:
         """Make the norm of given factors and biases.
 
         Parameters
@@ -113,12 +121,12 @@ class LayerNorm(_Norm):
         return cls(len(arrays["weight"]), eps, bias is not None)._set(arrays, trainable)
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {"features": self.features, "eps": self.eps, "bias": self.bias}
 
-    def _shapes(self):
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(["weight", "bias"][: 1 + self.bias], (self.features,))
 
-    def _build(self, graph, prefix, inputs, bfloat16=False):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int], bfloat16: bool = False) -> int:
         parameters = self._parameters(graph, prefix)
         return graph.layer_norm(inputs[0], parameters["weight"], parameters.get("bias"), self.eps)

@@ -1,10 +1,14 @@
 """What stands among late layers and gives them more to read than x: tables of queries, and rows of positions."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import _core
+from .._typing import ArrayLike, Initializer
 from ..checks import flag, whole_number
 from .frozen import MaybeFrozen, read_array
 
@@ -22,21 +26,21 @@ class Stream(NamedTuple):
 
 
 class _Tables(MaybeFrozen):
-    """A block of tables that are the same for every sample. It reads nothing, so that it is of use in a network only."""
+    """A block of tables that are the same for every sample. It reads nothing: it is of use in a network only."""
 
-    def _graph(self, store, prefix, training, wanted):
+    def _graph(self, store: _core.Parameters, prefix: str, training: bool, wanted: Sequence[str]) -> _core.Graph:
         graph = _core.Graph(store, training)
         self._parameters(graph, prefix)
         return graph
 
-    def _inputs(self):
+    def _inputs(self) -> list[tuple[str, int]]:
         return []
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         return self.features
 
-    def _initializer(self, name):
+    def _initializer(self, name: str) -> Initializer:
         return "standard_normal"
 
 
@@ -65,7 +69,8 @@ class Queries(_Tables):
         As given.
     """
 
-    def __init__(self, features, count, *, positions=True, start=False, seed=0):
+    def __init__(self, features: int, count: int, *, positions: bool = True, start: bool = False,
+                 seed: int = 0) -> None:
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
         self.count = whole_number(count, "count", 1)
@@ -75,14 +80,15 @@ class Queries(_Tables):
         self._zeros = None if self.start else np.zeros((self.count, self.features), _core.REAL)
 
     @classmethod
-    def from_tables(cls, positions=None, start=None, trainable=False):
+    def from_tables(cls, positions: ArrayLike | None = None, start: ArrayLike | None = None,
+                    trainable: bool = False) -> Queries:
         """Make queries of given tables.
 
         Parameters
         ----------
         positions, start : array_like of float, shape (queries, features), optional
-            As for `Queries`: ``model.query_position_embeddings.weight`` of DETR is the first. At least one. Frozen tables
-            are kept where they are float32 and C-contiguous; they must not change while they are in use.
+            As for `Queries`: ``model.query_position_embeddings.weight`` of DETR is the first. At least one. Frozen
+            tables are kept where they are float32 and C-contiguous; they must not change while they are in use.
         trainable : bool
             Whether training changes the tables; then they are copied.
 
@@ -101,14 +107,14 @@ class Queries(_Tables):
         return queries._set(arrays, trainable)
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("features", "count", "positions", "start")}
 
-    def _shapes(self):
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         names = [name for name in ("positions", "start") if getattr(self, name)]
         return dict.fromkeys(names, (self.count, self.features))
 
-    def _advance(self, graph, prefix, stream, **options):
+    def _advance(self, graph: _core.Graph, prefix: str, stream: Any, **options: Any) -> Stream:
         tables = self._parameters(graph, prefix)
         if not self.start:
             tables["start"] = graph.parameter(prefix + "zeros", self._zeros.shape, "frozen", data=self._zeros)
@@ -139,13 +145,13 @@ class Positions(_Tables):
         As given.
     """
 
-    def __init__(self, features, rows=None, *, seed=0):
+    def __init__(self, features: int, rows: int | None = None, *, seed: int = 0) -> None:
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
         self.rows = None if rows is None else whole_number(rows, "rows", 1)
 
     @classmethod
-    def from_table(cls, table, trainable=False):
+    def from_table(cls, table: ArrayLike, trainable: bool = False) -> Positions:
         """Make positions of a given table.
 
         Parameters
@@ -164,13 +170,13 @@ class Positions(_Tables):
         return cls(table.shape[1], table.shape[0])._set({"table": table}, trainable)
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {"features": self.features, "rows": self.rows}
 
-    def _shapes(self):
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {} if self.rows is None else {"table": (self.rows, self.features)}
 
-    def _advance(self, graph, prefix, stream, **options):
+    def _advance(self, graph: _core.Graph, prefix: str, stream: Any, **options: Any) -> Stream:
         if self.rows is None:
             return stream._replace(positions=stream.given)
         table = self._parameters(graph, prefix)["table"]

@@ -1,11 +1,17 @@
 """The two blocks of a ResNet, bottlenecks and basic blocks, frozen, for the late route of images."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, Integers, StateDict, Uint16As
 from ..checks import flag, real_number, whole_number
+from ..features.features import Features
 from .block import UnaryBlock
 from .forms import Images
 from .weights import read_weight
@@ -28,7 +34,7 @@ class ResidualBlock(UnaryBlock):
     _is_frozen = True
     _MAPS, _SIDES, _SETTINGS, _TITLE = {}, {}, (), ""
 
-    def __init__(self, features, out_features, stride, shortcut):
+    def __init__(self, features: int, out_features: int | None, stride: int, shortcut: bool) -> None:
         super().__init__(0)
         self.features = whole_number(features, "features", 1)
         self._out_features = (
@@ -38,11 +44,11 @@ class ResidualBlock(UnaryBlock):
         self.shortcut = flag(shortcut, "shortcut")
         if not self.shortcut and (self.stride > 1 or self._out_features != self.features):
             raise ValueError("stride must be 1 and out_features those of x where the shortcut is no map")
-        self._frozen = None
-        self._fingerprint = None
+        self._frozen: StateDict | None = None
+        self._fingerprint: str | None = None
 
     @classmethod
-    def _read(cls, weights, eps):
+    def _read(cls, weights: Mapping[str, ArrayLike], eps: float) -> Any:
         """Return the arrays of a checkpoint's block, checked, and those of the block by role."""
         eps = real_number(eps, "eps", above=0.0)
         arrays = cls._checked(weights)
@@ -52,18 +58,18 @@ class ResidualBlock(UnaryBlock):
         return arrays, frozen
 
     @classmethod
-    def _maps(cls, names):
+    def _maps(cls, names: Any) -> Any:
         """Return (role, (convolution, norm)) of the maps that a block with arrays of some names has."""
         shortcut = any(str(name).startswith("downsample.") for name in names)
         return [(role, places) for role, places in cls._MAPS.items() if role != "shortcut" or shortcut]
 
     @classmethod
-    def _shapes(cls, arrays):
+    def _shapes(cls, arrays: StateDict) -> Any:
         """Return the shape that each convolution must have, by its place, as those of the first ones tell."""
         raise NotImplementedError
 
     @classmethod
-    def _checked(cls, weights):
+    def _checked(cls, weights: Mapping[str, ArrayLike]) -> Any:
         """Return a block's weights by name, checked."""
         if not hasattr(weights, "keys"):
             raise TypeError(f"weights must be a dictionary of arrays by name, got {type(weights).__name__}")
@@ -93,15 +99,15 @@ class ResidualBlock(UnaryBlock):
         return arrays
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         return self._out_features
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._SETTINGS}
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of the weights and the stride, in hexadecimal."""
         if self._fingerprint is None:
             digest = hashlib.sha256(repr(self._facts()).encode())
@@ -111,21 +117,21 @@ class ResidualBlock(UnaryBlock):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _facts(self):
+    def _facts(self) -> Any:
         """Return what the output depends on beside the weights."""
         return (self.stride,)
 
-    def output_sizes(self, sizes):
+    def output_sizes(self, sizes: Integers) -> Integers:
         """Return heights and widths of the output, (samples, 2), of those of the input."""
         return (sizes - 1) // self.stride + 1
 
-    def _weights(self):
+    def _weights(self) -> StateDict:
         if self._frozen is None:
             kind = type(self).__name__
             raise ValueError(f"the {kind} has no weights: make one with {kind}.from_resnet")
         return self._frozen
 
-    def _convolutions(self):
+    def _convolutions(self) -> Any:
         """Return copies of the weights by role, those of maps as convolutions (out, in, height, width)."""
         made = {}
         for role, array in self._weights().items():
@@ -136,34 +142,34 @@ class ResidualBlock(UnaryBlock):
             made[role] = np.array(array, order="C")
         return made
 
-    def _core_weights(self):
+    def _core_weights(self) -> StateDict:
         """Return the weights as the core that is at work takes them: float32, and in tests float64 as well."""
         return {role: np.ascontiguousarray(array, _core.REAL) for role, array in self._weights().items()}
 
-    def _frozen_count(self):
+    def _frozen_count(self) -> int:
         return sum(array.size for array in self._weights().values())
 
-    def _least_parameters(self):
+    def _least_parameters(self) -> int:
         return 0
 
-    def _with_dropout(self, other):
+    def _with_dropout(self, other: object) -> Any:
         return self  # it has none
 
-    def _rows(self, x, mask, dtype):
+    def _rows(self, x: ArrayLike | Features, mask: ArrayLike | None, dtype: Uint16As) -> Images:
         if mask is not None:
             raise ValueError("mask goes with tokens; images have all their pixels")
         return Images([x], ["x"], self._inputs(), dtype, self.output_sizes)
 
-    def _inputs(self):
+    def _inputs(self) -> list[tuple[str, int]]:
         return [("x", self.features)]
 
-    def _declare(self, graph, wanted):
+    def _declare(self, graph: _core.Graph, wanted: Sequence[str]) -> list[int]:
         return [graph.input("x", graph.grid("pixels"), self.features, "x" in wanted)]
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return self  # it never changes
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (type(self), self.settings, self._frozen)
 
 
@@ -200,13 +206,15 @@ class Bottleneck(ResidualBlock):
     _SETTINGS = ("features", "width", "out_features", "stride", "shortcut", "stride_first")
     _TITLE = "bottleneck"
 
-    def __init__(self, features, width, out_features=None, *, stride=1, shortcut=False, stride_first=False):
+    def __init__(self, features: int, width: int, out_features: int | None = None, *, stride: int = 1,
+                 shortcut: bool = False, stride_first: bool = False) -> None:
         super().__init__(features, out_features, stride, shortcut)
         self.width = whole_number(width, "width", 1)
         self.stride_first = flag(stride_first, "stride_first")
 
     @classmethod
-    def from_resnet(cls, weights, stride=1, eps=1e-5, stride_first=False):
+    def from_resnet(cls, weights: Mapping[str, ArrayLike], stride: int = 1, eps: float = 1e-5,
+                    stride_first: bool = False) -> Bottleneck:
         """Make a block of a ResNet's weights, by the names of torchvision.
 
         Parameters
@@ -241,16 +249,16 @@ class Bottleneck(ResidualBlock):
         return block
 
     @classmethod
-    def _shapes(cls, arrays):
+    def _shapes(cls, arrays: StateDict) -> Any:
         width, features = arrays["conv1.weight"].shape[:2]
         outputs = len(arrays["conv3.weight"])
         return {"conv1": (width, features, 1, 1), "conv2": (width, width, 3, 3), "conv3": (outputs, width, 1, 1),
                 "downsample.0": (outputs, features, 1, 1)}
 
-    def _facts(self):
+    def _facts(self) -> Any:
         return (self.stride, self.stride_first)
 
-    def _build(self, graph, prefix, inputs, bfloat16=False):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int], bfloat16: bool = False) -> int:
         return graph.bottleneck(prefix, inputs[0], self._core_weights(), width=self.width,
                                 out_features=self.out_features, stride=self.stride, stride_first=self.stride_first,
                                 bfloat16=bfloat16)
@@ -285,11 +293,12 @@ class BasicBlock(ResidualBlock):
     _SETTINGS = ("features", "out_features", "stride", "shortcut")
     _TITLE = "basic block"
 
-    def __init__(self, features, out_features=None, *, stride=1, shortcut=False):
+    def __init__(self, features: int, out_features: int | None = None, *, stride: int = 1,
+                 shortcut: bool = False) -> None:
         super().__init__(features, out_features, stride, shortcut)
 
     @classmethod
-    def from_resnet(cls, weights, stride=1, eps=1e-5):
+    def from_resnet(cls, weights: Mapping[str, ArrayLike], stride: int = 1, eps: float = 1e-5) -> BasicBlock:
         """Make a block of a ResNet's weights, by the names of torchvision.
 
         Parameters
@@ -317,23 +326,23 @@ class BasicBlock(ResidualBlock):
         return block
 
     @classmethod
-    def _shapes(cls, arrays):
+    def _shapes(cls, arrays: StateDict) -> Any:
         outputs, features = arrays["conv1.weight"].shape[:2]
         return {"conv1": (outputs, features, 3, 3), "conv2": (outputs, outputs, 3, 3),
                 "downsample.0": (outputs, features, 1, 1)}
 
-    def _build(self, graph, prefix, inputs, bfloat16=False):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int], bfloat16: bool = False) -> int:
         return graph.basic_block(prefix, inputs[0], self._core_weights(), out_features=self.out_features,
                                  stride=self.stride, bfloat16=bfloat16)
 
 
-def _beside(given, convolution, norm):
+def _beside(given: Sequence[str], convolution: str, norm: str) -> list[str]:
     """Return the names of the arrays that go with a convolution's weight: its norm's, or a bias that has them in it."""
     bias = f"{convolution}.bias"
     return [bias] if bias in given else [f"{norm}.{leaf}" for leaf in _NORM]
 
 
-def folded(arrays, convolution, norm, eps):
+def folded(arrays: StateDict, convolution: str, norm: str, eps: float) -> tuple[Array, Array]:
     """Return weight and bias of a convolution followed by its norm, the weight as (out, height * width * in)."""
     weight = arrays[f"{convolution}.weight"].astype(np.float64)
     if f"{convolution}.bias" in arrays:
@@ -345,7 +354,7 @@ def folded(arrays, convolution, norm, eps):
     return np.ascontiguousarray(matrix, _core.REAL), (bias - mean * scale).astype(_core.REAL)
 
 
-def _restored(kind, settings, frozen):
+def _restored(kind: type[Any], settings: dict[str, Any], frozen: StateDict | None) -> Any:
     block = kind(**settings)
     block._frozen = frozen
     return block

@@ -1,6 +1,10 @@
 """Rotary positions that turn more slowly, for texts longer than those of the first training: settings, frequencies."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +13,7 @@ from ..checks import real_number
 _PARTIAL = ("original", "low", "high")
 
 
-def read_scaling(scaling):
+def read_scaling(scaling: Any) -> dict[str, float]:
     """Return `rotary_scaling` of a layer, checked: a factor and, where pairs differ, what decides about them."""
     wanted = ("factor", *_PARTIAL)
     if not isinstance(scaling, dict):
@@ -25,12 +29,12 @@ def read_scaling(scaling):
     return read
 
 
-def core_scaling(scaling):
+def core_scaling(scaling: Mapping[str, float] | None) -> dict[str, float]:
     """Return `rotary_scaling` as arguments of the core's transformer layer."""
     return {f"rotary_{name}": value for name, value in (scaling or {}).items()}
 
 
-def speeds(theta, dimensions, scaling):
+def speeds(theta: float, dimensions: int, scaling: Mapping[str, float] | None) -> Any:
     """Return the angles by which pairs of channels turn from one position to the next, as `sherl_rotary` has them."""
     plain = theta ** (-np.arange(dimensions // 2) * 2.0 / dimensions)
     if scaling is None:

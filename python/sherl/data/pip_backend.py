@@ -1,6 +1,9 @@
 """A build backend that only states a name and a version, so that pip hands over a source archive without running it."""
 
+from __future__ import annotations
+
 import os
+from pathlib import Path
 
 __all__ = ["write_inert_build_backend"]
 
@@ -21,7 +24,7 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
 """
 
 
-def write_inert_build_backend(folder, project, version):
+def write_inert_build_backend(folder: Path, project: str, version: str) -> dict[str, str]:
     """Write a stand-in for setuptools and return the environment variables that make pip use it.
 
     ``pip download`` asks a source archive for its metadata even when no dependency is wanted, and for an archive of

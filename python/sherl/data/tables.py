@@ -1,5 +1,7 @@
 """Text tables (.tsv, .csv, .jsonl, each also gzipped), read by column name and written; labels from a column."""
 
+from __future__ import annotations
+
 import csv
 import gzip
 import io
@@ -8,11 +10,14 @@ import math
 import re
 import zlib
 from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .._typing import Array, PathLike
 from ..checks import write_files
 
 __all__ = ["Column", "encode_labels", "read_table", "table_format", "write_table"]
@@ -21,7 +26,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _SHOWN_CLASSES = 20
 
 
-class Column(list):
+class Column(list[str]):
     """The cells of one column, which remember where they came from.
 
     Parameters
@@ -37,14 +42,14 @@ class Column(list):
         For each cell, the number (from 1) of the line of the file on which its record ends.
     """
 
-    def __init__(self, name, path):
+    def __init__(self, name: str, path: PathLike) -> None:
         super().__init__()
         self.name = name
         self.path = path
         self.lines = array("Q")
 
 
-def read_table(path, columns):
+def read_table(path: PathLike, columns: Sequence[str]) -> dict[str, Column]:
     """Read some columns of a text table.
 
     The file is read as a stream: cells of other columns are never kept.
@@ -91,7 +96,7 @@ def read_table(path, columns):
     return {column.name: column for column in table}
 
 
-def table_format(path):
+def table_format(path: PathLike) -> tuple[str, bool]:
     """Tell a table's format by its name.
 
     Parameters
@@ -116,7 +121,7 @@ def table_format(path):
     return suffix[0], gzipped
 
 
-def write_table(path, columns, rows):
+def write_table(path: PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a text table, which takes its name when it is whole.
 
     Parameters
@@ -147,15 +152,16 @@ def write_table(path, columns, rows):
     write_files(path.parent, {path.name: gzip.compress(content, mtime=0) if gzipped else content})
 
 
-def _tsv_line(path, cells):
-    cells = [str(cell) for cell in cells]
-    for cell in cells:
+def _tsv_line(path: Path, cells: Sequence[object]) -> str:
+    texts = [str(cell) for cell in cells]
+    for cell in texts:
         if any(character in cell for character in "\t\r\n"):
             raise ValueError(f"{path}: a .tsv cannot hold a tab or a line break, as in {cell!r}")
-    return "\t".join(cells) + "\n"
+    return "\t".join(texts) + "\n"
 
 
-def encode_labels(column, task, classes=None):
+def encode_labels(column: Sequence[str], task: str,
+                  classes: Sequence[str] | None = None) -> tuple[Array, list[str] | None]:
     """Turn a column of text into targets for training.
 
     Parameters
@@ -202,7 +208,7 @@ def encode_labels(column, task, classes=None):
     return np.array([ids[label] for label in column], dtype=np.int64), list(classes)
 
 
-def _checked_columns(columns):
+def _checked_columns(columns: Sequence[str]) -> list[str]:
     if isinstance(columns, str):
         raise TypeError(f"columns must be a sequence of column names, got the str {columns!r}")
     columns = list(dict.fromkeys(columns))
@@ -214,7 +220,7 @@ def _checked_columns(columns):
     return columns
 
 
-def _decoded_lines(path, stream):
+def _decoded_lines(path: Path, stream: Iterable[bytes]) -> Iterator[tuple[int, str]]:
     """Yield (line number, text with its line end) without the blank lines at the end of the file."""
     number = 0
     blank = []
@@ -240,15 +246,15 @@ def _decoded_lines(path, stream):
         raise ValueError(f"{path}: the file is empty")
 
 
-def _tsv_rows(path, lines, columns):
+def _tsv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     return _rows_below_header(path, ((number, line.rstrip("\r\n").split("\t")) for number, line in lines), columns)
 
 
-def _csv_rows(path, lines, columns):
+def _csv_rows(path: Path, lines: Iterator[tuple[int, str]], columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     # The line numbers are the reader's own, as a quoted field may run over several lines.
     reader = csv.reader((line for _, line in lines), strict=True)
 
-    def records():
+    def records() -> Iterator[tuple[int, list[str]]]:
         try:
             for fields in reader:
                 yield reader.line_num, fields or [""]
@@ -258,7 +264,8 @@ def _csv_rows(path, lines, columns):
     return _rows_below_header(path, records(), columns)
 
 
-def _rows_below_header(path, records, columns):
+def _rows_below_header(path: Path, records: Iterator[tuple[int, list[str]]],
+                       columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     header = None
     for line, fields in records:
         if header is None:
@@ -270,7 +277,7 @@ def _rows_below_header(path, records, columns):
             yield line, [fields[position] for position in positions]
 
 
-def _position(path, header, name):
+def _position(path: Path, header: list[str], name: str) -> int:
     count = header.count(name)
     if count == 0:
         raise ValueError(f"{path}, line 1: there is no column {name!r}; the columns are {_listed(header)}")
@@ -279,11 +286,12 @@ def _position(path, header, name):
     return header.index(name)
 
 
-def _listed(names):
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _jsonl_rows(path, lines, columns):
+def _jsonl_rows(path: Path, lines: Iterator[tuple[int, str]],
+                columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     # Numbers stay the text that they are, so that an id or a class name is never rounded or rewritten.
     decoder = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
     for number, line in lines:
@@ -299,7 +307,7 @@ def _jsonl_rows(path, lines, columns):
         yield number, [_jsonl_cell(path, number, record, name) for name in columns]
 
 
-def _jsonl_cell(path, number, record, name):
+def _jsonl_cell(path: Path, number: int, record: dict[str, Any], name: str) -> str:
     if name not in record:
         raise ValueError(f"{path}, line {number}: there is no column {name!r}; the columns are {_listed(record)}")
     cell = record[name]
@@ -315,13 +323,13 @@ def _jsonl_cell(path, number, record, name):
     return cell
 
 
-def _sorted_classes(names):
+def _sorted_classes(names: set[str]) -> list[str]:
     if all(_INTEGER.fullmatch(name) for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
-def _number(column, row):
+def _number(column: Sequence[str], row: int) -> float:
     text = column[row]
     try:
         value = float(text) if "_" not in text else math.nan
@@ -332,7 +340,7 @@ def _number(column, row):
     return value
 
 
-def _place(column, row):
+def _place(column: Sequence[str], row: int) -> str:
     if isinstance(column, Column):
         return f"{column.path}, line {column.lines[row]}, column {column.name!r}"
     return f"row {row + 1}"

@@ -1,10 +1,15 @@
 """Features in a folder: opening them, and writing those of any source piece by piece."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._typing import Element, Integers, PathLike, Record
 from ..checks import differences, flag
 from .manifest import (
     LAYERS,
@@ -20,13 +25,17 @@ from .manifest import (
 from .rows import Segments, offsets_of, pixels_of, read_positions
 from .writer import StoreWriter
 
+if TYPE_CHECKING:
+    from ..blocks.late import OwnLayer
+    from .features import Features
+
 _PIECE_BYTES = 8 << 20  # of the rows that are gathered at a time
 
 # Fields of taps that do not share the rows of the others, by number: heights and widths of images, or rows.
 _SIZES, _LENGTHS = "sizes.{}", "lengths.{}"
 
 
-def read(folder, verify=None):
+def read(folder: PathLike, verify: bool | None = None) -> dict[str, Any]:
     """Return what `Features` hold, by name, of a folder."""
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -52,7 +61,7 @@ def read(folder, verify=None):
     }
 
 
-def _fields(features):
+def _fields(features: Features) -> dict[str, Integers]:
     """Return the whole numbers that every sample has, by name."""
     fields = {"lengths": features.lengths}
     if features.positions is not None:
@@ -65,7 +74,7 @@ def _fields(features):
     return fields
 
 
-def fields_of(sizes):
+def fields_of(sizes: Sequence[Integers]) -> dict[str, Integers]:
     """Return the whole numbers of every sample, by name, of the taps' sizes: lengths, or heights and widths."""
     if sizes[0].ndim == 1:
         return {"lengths": sizes[0]}
@@ -73,19 +82,20 @@ def fields_of(sizes):
     return {"lengths": sizes[-1].prod(axis=1), **fields}
 
 
-def own_segments(fields, taps):
+def own_segments(fields: Mapping[str, Integers], taps: int) -> list[Segments | None]:
     """Return for each of some taps the rows of each sample where it has its own, else None."""
     return [_own_segments(fields, tap) for tap in range(taps)]
 
 
-def _own_segments(fields, tap):
+def _own_segments(fields: Mapping[str, Integers], tap: int) -> Segments | None:
     if (sizes := fields.get(_SIZES.format(tap))) is not None:
         return pixels_of(sizes)
     lengths = fields.get(_LENGTHS.format(tap))
     return None if lengths is None else Segments(offsets_of(lengths), None)
 
 
-def _segments(folder, manifest, fields):
+def _segments(folder: Path, manifest: Manifest,
+              fields: Mapping[str, Integers]) -> tuple[Integers, list[Segments | None] | None]:
     """Return the offsets of samples, and by tap the segments of those that have their own, or None; checked."""
     taps = range(len(manifest.taps))
     known = {"lengths", "positions", *map(_SIZES.format, taps), *map(_LENGTHS.format, taps)}
@@ -94,7 +104,8 @@ def _segments(folder, manifest, fields):
     offsets = offsets_of(fields.get("lengths", np.zeros(0, np.int64)))
     own = own_segments(fields, len(taps))
     for number, tap in enumerate(manifest.taps):
-        found = offsets if own[number] is None else own[number].offsets
+        segments = own[number]
+        found = offsets if segments is None else segments.offsets
         if len(found) != manifest.samples + 1 or np.diff(found).min(initial=0) < 0 or found[-1] != tap["rows"]:
             raise ValueError(f"{folder}: the numbers of rows of the samples do not fit tap {number}")
     return offsets, own if any(segments is not None for segments in own) else None
@@ -103,13 +114,13 @@ def _segments(folder, manifest, fields):
 class StoredLayers:
     """The frozen layers of a folder, read when they are gone through."""
 
-    def __init__(self, folder, manifest):
+    def __init__(self, folder: PathLike, manifest: Manifest) -> None:
         self.path, self.records, self._parts = Path(folder) / LAYERS, manifest.layers, manifest.files[LAYERS]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.records)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[OwnLayer]:
         from ..network.late_layers import unpack
 
         content = self.path.read_bytes()
@@ -118,7 +129,9 @@ class StoredLayers:
         return iter(unpack(content, self.records, self.path))
 
 
-def writer(folder, taps, fields, *, source, preprocessing=None, inputs=None, layers=(), recipe=None):
+def writer(folder: PathLike, taps: list[tuple[Element, int]], fields: Mapping[str, Integers], *, source: Record | None,
+           preprocessing: Record | None = None, inputs: str | None = None, layers: Sequence[OwnLayer] = (),
+           recipe: Record | None = None) -> StoreWriter:
     """Return a writer of features; the arguments are those of `Manifest` and `StoreWriter`.
 
     Parameters
@@ -142,7 +155,8 @@ def writer(folder, taps, fields, *, source, preprocessing=None, inputs=None, lay
     return StoreWriter(folder, plan, fields, content, recipe)
 
 
-def write(parts, folder, *, dtype=None, layers=None, inputs=None, progress=None):
+def write(parts: Sequence[Features], folder: PathLike, *, dtype: Element | None = None,
+          layers: Sequence[OwnLayer] | None = None, inputs: str | None = None, progress: Any = None) -> None:
     """Write features, one after the other, into a folder.
 
     Parameters
@@ -175,7 +189,7 @@ def write(parts, folder, *, dtype=None, layers=None, inputs=None, progress=None)
         store.finish()
 
 
-def _pieces(features):
+def _pieces(features: Features) -> Iterator[Features]:
     """Yield the samples in order, a few at a time."""
     batch = features.batch()
     ends = sum(
@@ -189,14 +203,14 @@ def _pieces(features):
         start = stop
 
 
-def _check_alike(parts):
+def _check_alike(parts: Sequence[Features]) -> None:
     """Raise where features cannot be put after each other."""
     for number, part in enumerate(parts[1:], 1):
         if differing := differences(_described(parts[0]), _described(part)):
             raise ValueError(f"features {number} must be like features 0: {differing}")
 
 
-def _described(features):
+def _described(features: Features) -> Record:
     return {
         "source": features.source, "preprocessing": features.preprocessing, "dtypes": features.dtypes,
         "channels": features.channels, "numbers of samples": list(_fields(features)),

@@ -1,11 +1,16 @@
 """Features: hidden states of a frozen backbone for many samples, without padding."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._typing import Array, ArrayLike, Element, Float32s, Integers, PathLike, Pooling, Record, Source, Uint16As
 from ..checks import count_of, one_of, whole_number
 from ..html import html_table
 from . import disk, joining
@@ -25,6 +30,9 @@ from .rows import (
     select_rows,
     widened,
 )
+
+if TYPE_CHECKING:
+    from ..blocks.late import OwnLayer
 
 __all__ = ["Features"]
 
@@ -70,13 +78,16 @@ class Features:
         Where shapes do not fit each other.
     """
 
-    def __init__(self, taps, lengths=None, *, dtype=None, scales=None, positions=None, sizes=None, source=None):
-        taps, own = read_sequence(taps), None
+    def __init__(self, taps: Sequence[ArrayLike], lengths: ArrayLike | None = None, *, dtype: Uint16As = None,
+                 scales: Sequence[ArrayLike | None] | None = None, positions: ArrayLike | None = None,
+                 sizes: Sequence[ArrayLike] | None = None, source: Record | None = None) -> None:
+        taps = read_sequence(taps)
+        own: list[Segments | None] | None = None
         if sizes is not None:
             if lengths is not None:
                 raise ValueError("lengths must be left out with sizes, which tell them")
-            own = _read_sizes(sizes, len(taps))
-            lengths = np.diff(own[-1].offsets)
+            images = _read_sizes(sizes, len(taps))
+            own, lengths = [*images], np.diff(images[-1].offsets)
         lengths = np.asarray(lengths)
         if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu":
             raise ValueError(
@@ -84,8 +95,9 @@ class Features:
             )
         if lengths.min() < 1:
             raise ValueError(f"lengths must be 1 or more, got {lengths.min()} for sample {lengths.argmin()}")
-        arrays, elements = [], []
-        given = [None] * len(taps) if scales is None else list(scales)
+        arrays: list[Array] = []
+        elements: list[Element] = []
+        given: list[Any] = [None] * len(taps) if scales is None else list(scales)
         if len(given) != len(taps):
             raise ValueError(f"scales must have an item for each of the {count_of(len(taps), 'tap')}, got {len(given)}")
         for number, tap in enumerate(taps):
@@ -95,7 +107,8 @@ class Features:
             else:
                 array, element = np.asarray(tap), "int8"
                 given[number] = read_scales(given[number], array, name)
-            rows = lengths.sum() if own is None else own[number].offsets[-1]
+            segments = None if own is None else own[number]
+            rows = lengths.sum() if segments is None else segments.offsets[-1]
             final = own is None and 0 < number == len(taps) - 1
             if final and array.shape[:1] == lengths.shape != (rows,):
                 own, rows = [*[None] * number, _one_row_each(len(lengths))], len(lengths)
@@ -109,8 +122,10 @@ class Features:
         positions = None if positions is None else read_positions(positions, lengths)
         self._set(arrays, elements, offsets_of(lengths), None, None, source, given, positions, own)
 
-    def _set(self, arrays, elements, offsets, rows, samples, source, scales=None, positions=None, own=None,
-             preprocessing=None, layers=()):
+    def _set(self, arrays: list[Array], elements: list[Element], offsets: Integers, rows: Integers | None,
+             samples: Integers | None, source: Record | None, scales: Sequence[Array | None] | None = None,
+             positions: Integers | None = None, own: Sequence[Segments | None] | None = None,
+             preprocessing: Record | None = None, layers: Sequence[OwnLayer] | disk.StoredLayers = ()) -> None:
         # Sample i of the selection is sample samples[i] of the whole; that has rows offsets[…] to offsets[… + 1] of
         # `rows`, which are row numbers of the arrays. None stands for 0, 1, 2 … A tap with segments in `own` has those.
         self._arrays, self._elements = arrays, elements
@@ -120,9 +135,9 @@ class Features:
         self._positions = positions  # of the samples of the selection
         self._own = own
         self._preprocessing, self._layers = preprocessing, layers
-        self._fingerprint = None
+        self._fingerprint: str | None = None
 
-    def _with(self, **changes):
+    def _with(self, **changes: Any) -> Features:
         names = ("arrays", "elements", "offsets", "rows", "samples", "source", "scales", "positions", "own",
                  "preprocessing", "layers")
         made = Features.__new__(Features)
@@ -130,7 +145,8 @@ class Features:
         return made
 
     @classmethod
-    def from_arrays(cls, taps, mask=None, positions=None, *, dtype=None):
+    def from_arrays(cls, taps: Sequence[ArrayLike], mask: ArrayLike | None = None, positions: ArrayLike | None = None,
+                    *, dtype: Uint16As = None) -> Features:
         """Take padded arrays as features, without copying them.
 
         Parameters
@@ -165,8 +181,8 @@ class Features:
         return features if positions is None else features.with_positions(positions)
 
     @classmethod
-    def joined(cls, *features):
-        """Put the rows of several sets one after the other in each sample: tokens, then patches, for a cross-modal stream.
+    def joined(cls, *features: Features) -> Features:
+        """Put the rows of several sets one after the other in each sample: tokens, then patches, say.
 
         The rows are copied once, however often selections repeat a sample (one image of several questions, say).
 
@@ -193,47 +209,47 @@ class Features:
         return joining.joined(features)
 
     @property
-    def taps(self):
+    def taps(self) -> list[Array]:
         """The samples' rows one after the other, a matrix (rows, channels) per tap; copies where it is a selection."""
         batch = self.batch()
         return [_picked(array, batch.rows_of(number)) for number, array in enumerate(self._arrays)]
 
     @property
-    def scales(self):
+    def scales(self) -> list[Float32s | None]:
         """For each tap what its rows are multiplied by, float32 of shape (rows,), where it is int8, else None."""
         batch = self.batch()
-        return [_picked(array, batch.rows_of(number)) for number, array in enumerate(self._scales)]
+        return [None if array is None else _picked(array, batch.rows_of(number))
+                for number, array in enumerate(self._scales)]
 
     @property
-    def sizes(self):
+    def sizes(self) -> list[Integers] | None:
         """For each tap the heights and widths, int64 of shape (samples, 2), where taps are images, else None."""
-        if self._own is None or self._own[-1].sizes is None:
-            return None
-        return [own.sizes if self._samples is None else own.sizes[self._samples] for own in self._own]
+        sizes = [own.sizes for own in self._own or () if own is not None and own.sizes is not None]
+        return [each if self._samples is None else each[self._samples] for each in sizes] or None
 
     @property
-    def dtypes(self):
+    def dtypes(self) -> list[Element]:
         """Name of the type of each tap; bfloat16 is held as uint16, int8 with `scales`."""
         return list(self._elements)
 
     @property
-    def channels(self):
+    def channels(self) -> list[int]:
         """Channels of each tap."""
         return [array.shape[1] for array in self._arrays]
 
     @property
-    def lengths(self):
+    def lengths(self) -> Integers:
         """Rows of each sample, int64 of shape (samples,)."""
         lengths = np.diff(self._offsets)
         return lengths if self._samples is None else lengths[self._samples]
 
     @cached_property
-    def longest(self):
+    def longest(self) -> int:
         """Rows of the longest sample."""
         return int(self.lengths.max())
 
     @cached_property
-    def largest(self):
+    def largest(self) -> Batch:
         """One sample with as many rows in each tap as any sample has there, as a `Batch` without rows."""
         own = None
         if self.sizes is not None:
@@ -241,27 +257,27 @@ class Features:
         return Batch(np.array([0, self.longest], np.int64), None, own=own)
 
     @property
-    def offsets(self):
+    def offsets(self) -> Integers:
         """Where each sample's rows begin in `taps`, int64 of shape (samples + 1,)."""
         return offsets_of(self.lengths)
 
     @property
-    def positions(self):
+    def positions(self) -> Integers | None:
         """A row of each sample, counted from its first, int64 of shape (samples,), or None where none were given."""
         return None if self._positions is None else self._positions.copy()
 
     @property
-    def source(self):
+    def source(self) -> Record | None:
         """What the features were taken from (``"backbone"``: its fingerprint, ``"states"``), or None."""
         return None if self._source is None else dict(self._source)
 
     @property
-    def preprocessing(self):
+    def preprocessing(self) -> Record | None:
         """How inputs became rows, or None: ``"layers"`` of the backbone; of texts ``"tokenizer"``, ``"max_length"``."""
         return None if self._preprocessing is None else dict(self._preprocessing)
 
     @cached_property
-    def layers(self):
+    def layers(self) -> list[OwnLayer]:
         """Frozen late layers that came with the features, as blocks for a network; those of a folder are read now.
 
         Raises
@@ -274,7 +290,7 @@ class Features:
         return list(self._layers)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the rows of these samples in all taps, scales included."""
         batch = self.batch()
         row_bytes = [
@@ -284,7 +300,7 @@ class Features:
         return sum(int(batch.offsets_of(number)[-1]) * size for number, size in enumerate(row_bytes))
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of lengths, positions, types and values, in hexadecimal; it reads everything once."""
         if self._fingerprint is None:
             digest = hashlib.sha256(repr((self.dtypes, self.channels)).encode())
@@ -301,10 +317,10 @@ class Features:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._offsets) - 1 if self._samples is None else len(self._samples)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Features:
         """Select samples by number, slice, index array or bool array; rows are not copied."""
         if isinstance(index, tuple) and len(index) == 2 and index[1] is Ellipsis:  # as scikit-learn indexes arrays
             index = index[0]
@@ -322,29 +338,29 @@ class Features:
         return self._with(samples=chosen, positions=positions)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int]:
         """(samples,): what is indexed, as scikit-learn asks for it."""
         return (len(self),)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         channels = " ".join(map(str, dict.fromkeys(self.channels)))
         return (
             f"Features({self._counted()}, {count_of(len(self._arrays), 'tap')} of "
             f"{channels} channels, {' '.join(dict.fromkeys(self._elements))}, {self.nbytes / 2**20:.1f} MiB)"
         )
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         rows = [(f"tap {number}", width, element)
                 for number, (width, element) in enumerate(zip(self.channels, self.dtypes))]
         title = f"Features: {self._counted()}, {self.nbytes / 2**20:,.1f} MiB"
         return html_table(title, ("", "channels", "type"), rows)
 
-    def _counted(self):
+    def _counted(self) -> str:
         lengths = self.lengths
         span = f"{lengths.min()}" if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
         return f"{count_of(len(self), 'sample')} of {span} rows"
 
-    def select(self, taps):
+    def select(self, taps: Sequence[int]) -> Features:
         """Take some of the taps.
 
         Parameters
@@ -374,7 +390,7 @@ class Features:
             source=source,
         )
 
-    def with_positions(self, positions):
+    def with_positions(self, positions: ArrayLike) -> Features:
         """Give each sample the number of one of its rows, for heads with ``pool="position"``.
 
         Parameters
@@ -394,7 +410,7 @@ class Features:
         """
         return self._with(positions=read_positions(positions, self.lengths))
 
-    def astype(self, dtype):
+    def astype(self, dtype: Element) -> Features:
         """Store the taps in another type.
 
         Parameters
@@ -417,7 +433,7 @@ class Features:
                         scales=scales, positions=self.positions, sizes=self.sizes, source=self.source)
         return made._with(preprocessing=self._preprocessing, layers=self._layers)
 
-    def pooled(self, tap=-1, how="mean"):
+    def pooled(self, tap: int = -1, how: Pooling = "mean") -> Array:
         """Reduce each sample's rows of one tap to one.
 
         Parameters
@@ -449,7 +465,7 @@ class Features:
                 pooled.append((sums / np.diff(offsets)[:, None]).astype(rows.dtype))
         return np.concatenate(pooled)
 
-    def _row_numbers(self, tap, how):
+    def _row_numbers(self, tap: int, how: Pooling) -> Integers:
         """Return which row of a tap's array is the first, the last or the given one of each sample."""
         batch = self.batch()
         offsets, rows = batch.offsets_of(tap), batch.rows_of(tap)
@@ -461,7 +477,7 @@ class Features:
             chosen = offsets[:-1] if how == "first" else offsets[1:] - 1
         return chosen if rows is None else rows[chosen]
 
-    def batch(self, index=None):
+    def batch(self, index: Integers | None = None) -> Batch:
         """Return the rows of some samples as the core takes them.
 
         Parameters
@@ -476,18 +492,16 @@ class Features:
         positions = self._positions
         if positions is not None:
             positions = (positions if index is None else positions[index]).reshape(-1, 1)
-        if index is None and self._samples is None:
+        if self._samples is not None:
+            index = self._samples if index is None else self._samples[index]
+        elif index is None:
             return Batch(self._offsets, self._rows, positions, self._own)
-        if index is None:
-            index = self._samples
-        elif self._samples is not None:
-            index = self._samples[index]
         chosen = select_rows(self._offsets, self._rows, index, positions)
         if self._own is None:
             return chosen
         return replace(chosen, own=[own and own.select(index) for own in self._own])
 
-    def sources(self, batch):
+    def sources(self, batch: Batch) -> list[Source]:
         """Return every tap's array with the rows that a batch takes of it."""
         return [
             (array, batch.rows_of(number)) if scales is None else (array, batch.rows_of(number), scales)
@@ -496,7 +510,7 @@ class Features:
 
     # Disk.
 
-    def save(self, folder, layers=None):
+    def save(self, folder: PathLike, layers: Sequence[OwnLayer] | None = None) -> None:
         """Write these samples into a folder, to be opened with `Features.open`.
 
         An interrupted save leaves no features; the next one into the folder begins anew.
@@ -518,7 +532,7 @@ class Features:
         disk.write([self], folder, layers=layers)
 
     @classmethod
-    def open(cls, folder, *, verify=None):
+    def open(cls, folder: PathLike, *, verify: bool | None = None) -> Features:
         """Open features that `save` or a backbone's `extract` wrote, mapped into memory for reading.
 
         The manifest and the sizes of all files are checked always. Files must not change while they are in use.
@@ -545,12 +559,15 @@ class Features:
         made._set(**disk.read(folder, verify))
         return made
 
-    def _pieces(self, tap, array):
-        for start in range(0, len(self) if array is not None else 0, _CHUNK):
+    def _pieces(self, tap: int, array: Array | None) -> Iterator[Array]:
+        if array is None:
+            return
+        for start in range(0, len(self), _CHUNK):
             yield array[self.batch(np.arange(start, min(start + _CHUNK, len(self)))).rows_of(tap)]
 
 
-def from_padded(taps, mask, names=None, dtype=None, mask_name="mask"):
+def from_padded(taps: Sequence[ArrayLike], mask: ArrayLike | None, names: Sequence[str] | None = None,
+                dtype: Uint16As = None, mask_name: str = "mask") -> tuple[Features, tuple[int, int]]:
     """Return padded arrays as features, and (batch, tokens); samples may have no row."""
     arrays, elements, grids = [], [], []
     taps = read_sequence(taps)
@@ -574,7 +591,7 @@ def from_padded(taps, mask, names=None, dtype=None, mask_name="mask"):
     return made, grids[0]
 
 
-def from_images(taps, names=None, dtype=None):
+def from_images(taps: Sequence[ArrayLike], names: Sequence[str] | None = None, dtype: Uint16As = None) -> Features:
     """Return images (batch, height, width, channels), of one size a tap, as features."""
     arrays, elements, own, taps = [], [], [], read_sequence(taps)
     names = names or [f"taps[{number}]" for number in range(len(taps))]
@@ -583,14 +600,15 @@ def from_images(taps, names=None, dtype=None):
         arrays.append(array)
         elements.append(element)
         own.append(pixels_of(sizes))
-        if len(sizes) != len(own[0].sizes):
-            raise ValueError(f"{name} must have a batch of {len(own[0].sizes)}, as {names[0]} has, got {len(sizes)}")
+        samples = len(own[0].offsets) - 1
+        if len(sizes) != samples:
+            raise ValueError(f"{name} must have a batch of {samples}, as {names[0]} has, got {len(sizes)}")
     made = Features.__new__(Features)
     made._set(arrays, elements, own[-1].offsets, None, None, None, own=own)
     return made
 
 
-def _with_sample_rows(features, values, dtype):
+def _with_sample_rows(features: Features, values: ArrayLike, dtype: Uint16As) -> Features:
     """Return features with a last tap of one row a sample."""
     name, samples = f"taps[{len(features.channels)}]", len(features)
     array, element = read_reals(values, name, dtype)
@@ -603,22 +621,22 @@ def _with_sample_rows(features, values, dtype):
     )
 
 
-def _one_row_each(samples):
+def _one_row_each(samples: int) -> Segments:
     return Segments(np.arange(samples + 1, dtype=np.int64), None)
 
 
-def _dimensions(values):
+def _dimensions(values: ArrayLike) -> int | None:
     try:
         return np.ndim(values)
     except ValueError:  # uneven lists, which are refused where they are read
         return None
 
 
-def _picked(array, rows):
-    return array if rows is None or array is None else array[rows]
+def _picked(array: Array, rows: Integers | None) -> Array:
+    return array if rows is None else array[rows]
 
 
-def _read_sizes(sizes, taps):
+def _read_sizes(sizes: Sequence[ArrayLike], taps: int) -> list[Segments]:
     """Return the segments of taps that are images of these sizes."""
     sizes, own = list(sizes), []
     if len(sizes) != taps:
@@ -632,14 +650,14 @@ def _read_sizes(sizes, taps):
         if array.min() < 1:
             raise ValueError(f"sizes[{number}] must be 1 or more, got {array.min()}")
         own.append(pixels_of(np.ascontiguousarray(array, np.int64)))
-        if len(array) != len(own[0].sizes):
-            raise ValueError(
-                f"sizes[{number}] must have {len(own[0].sizes)} samples, as sizes[0] has, got {len(array)}"
-            )
+        samples = len(own[0].offsets) - 1
+        if len(array) != samples:
+            raise ValueError(f"sizes[{number}] must have {samples} samples, as sizes[0] has, got {len(array)}")
     return own
 
 
-def as_features(taps, mask=None, positions=None, *, channels=None, dtype=None):
+def as_features(taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, positions: ArrayLike | None = None,
+                *, channels: Sequence[int] | None = None, dtype: Uint16As = None) -> Features:
     """Return a network's input as features.
 
     Parameters
@@ -667,13 +685,13 @@ def as_features(taps, mask=None, positions=None, *, channels=None, dtype=None):
     return features
 
 
-def check_own_positions(positions):
+def check_own_positions(positions: object) -> None:
     """Raise where positions were given beside Features."""
     if positions is not None:
         raise ValueError("positions goes with padded arrays; Features have their own, from Features.with_positions")
 
 
-def check_channels(found, wanted, names=None):
+def check_channels(found: Sequence[int], wanted: Sequence[int], names: Sequence[str] | None = None) -> None:
     """Raise where arrays are not as many, or not as wide, as wanted."""
     if len(found) != len(wanted):
         raise ValueError(f"taps must be {count_of(len(wanted), 'array')}, got {len(found)}")
@@ -683,7 +701,7 @@ def check_channels(found, wanted, names=None):
             raise ValueError(f"{name} must have {count_of(right, 'channel')}, got {width}")
 
 
-def read_sequence(taps):
+def read_sequence(taps: Iterable[Any]) -> list[Any]:
     """Return taps as a list of at least one."""
     if isinstance(taps, (str, bytes, dict)) or not hasattr(taps, "__iter__"):
         raise TypeError(f"taps must be a sequence of arrays, got {type(taps).__name__}")

@@ -1,11 +1,20 @@
 """Features of several backbones as one stream: each sample has the rows of one, and then those of the next."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
+from .._typing import Integers, Record
 from .rows import offsets_of, select_rows
 
+if TYPE_CHECKING:
+    from .features import Features
 
-def joined(parts):
+
+def joined(parts: Sequence[Features]) -> Features:
     """Return features whose samples have the rows of all parts, one part after the other.
 
     Rows of samples that a part holds are copied once, however often its selection repeats them.
@@ -19,7 +28,8 @@ def joined(parts):
         _check(first, part, f"features[{number}]")
     for number, part in enumerate(parts):
         if part._own is not None:
-            raise ValueError(f"features[{number}] must have rows of tokens that all its taps share, not images or a tower")
+            raise ValueError(f"features[{number}] must have rows of tokens that all its taps share, "
+                             "not images or a tower")
     held = [_held(part) for part in parts]
     starts, lengths, base = [], [], 0
     for rows, offsets, which in held:
@@ -36,7 +46,7 @@ def joined(parts):
                        source=None if None in sources else {"joined": sources}, preprocessing=None)
 
 
-def selected_source(source, numbers):
+def selected_source(source: Record | None, numbers: Sequence[int]) -> Record | None:
     """Return what features were taken from where only taps of these numbers are left."""
     if source is None:
         return None
@@ -48,7 +58,7 @@ def selected_source(source, numbers):
     return source
 
 
-def _check(first, part, name):
+def _check(first: Features, part: Features, name: str) -> None:
     if len(part) != len(first):
         raise ValueError(f"{name} must have the {len(first)} samples of features[0], got {len(part)}")
     for what in ("channels", "dtypes"):
@@ -58,15 +68,15 @@ def _check(first, part, name):
             raise ValueError(f"{name} must have taps of the {what} of features[0], {wanted}, got {found}{hint}")
 
 
-def _held(part):
-    """Return row numbers of the samples that a part holds, where each begins among them, and which one each sample is."""
+def _held(part: Features) -> tuple[Any, Integers, Integers]:
+    """Return row numbers of the samples that a part holds, where each begins among them, and which each sample is."""
     samples = np.arange(len(part)) if part._samples is None else part._samples
     chosen, which = np.unique(samples, return_inverse=True)
     batch = select_rows(part._offsets, part._rows, chosen)
     return batch.rows, batch.offsets, which
 
 
-def _stacked(pieces):
+def _stacked(pieces: Sequence[tuple[Any, Integers]]) -> Any:
     if pieces[0][0] is None:
         return None
     return np.concatenate([array[rows] for array, rows in pieces])

@@ -1,9 +1,14 @@
 """How a user's arrays lay out rows: padded or ragged. Reads one entry a row from them, and gives rows back so."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from .._typing import Array, ArrayLike, Bools, Integers
 from .features import Features
 from .rows import offsets_of
 
@@ -21,7 +26,7 @@ class Layout:
         Rows that every sample has, where they are not those of the taps.
     """
 
-    def __init__(self, taps, features, queries=None):
+    def __init__(self, taps: Features | Sequence[ArrayLike], features: Features, queries: int | None = None) -> None:
         self._features, self.samples = features, len(features)
         if queries is not None:
             self.lengths, self.grid = np.full(self.samples, queries), (self.samples, queries)
@@ -32,7 +37,7 @@ class Layout:
         self.grid = None if isinstance(taps, Features) else (self.samples, len(features._arrays[0]) // self.samples)
 
     @cached_property
-    def mask(self):
+    def mask(self) -> Bools | None:
         """Which places of padded arrays are meant, bool of shape (batch, tokens), or None for all."""
         if self.grid is None or self._features._rows is None:
             return None
@@ -41,14 +46,14 @@ class Layout:
         return mask
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         return int(self.lengths.sum())
 
     @property
-    def offsets(self):
+    def offsets(self) -> Integers:
         return offsets_of(self.lengths)
 
-    def read(self, values, name):
+    def read(self, values: Any, name: str) -> Array:
         """Return one entry a row, as an array with an entry for each row that is meant."""
         if self.grid is not None:
             array = np.asarray(values)
@@ -63,7 +68,7 @@ class Layout:
                 raise ValueError(f"{name} must have shape {(int(length),)} for sample {number}, got {array.shape}")
         return np.concatenate(arrays)
 
-    def given(self, rows, fill=0):
+    def given(self, rows: Array, fill: float = 0) -> Array | list[Array]:
         """Return an entry for each row in the user's form: padded with `fill`, or a list of one array a sample."""
         if self.grid is None:
             return np.split(rows, self.offsets[1:-1])
@@ -73,11 +78,11 @@ class Layout:
         padded[self.mask] = rows
         return padded
 
-    def matrix(self, rows):
+    def matrix(self, rows: Array) -> Array | list[Array] | Features:
         """Return a matrix of rows in the user's form: padded with zeros, or Features."""
         return Features([rows], self.lengths) if self.grid is None else self.given(rows)
 
-    def row_numbers(self, columns, name):
+    def row_numbers(self, columns: Integers, name: str) -> Integers:
         """Return positions (samples, any) of padded arrays as numbers of the rows that are meant."""
         beyond = self.lengths if self.grid is None else np.full(self.samples, self.grid[1])
         wrong = np.flatnonzero(((columns < 0) | (columns >= beyond[:, None])).any(axis=1))
@@ -91,7 +96,7 @@ class Layout:
             raise ValueError(f"{name} of sample {number} must be rows that mask keeps, got {columns[number]}")
         return np.take_along_axis(np.cumsum(self.mask, axis=1) - 1, columns, axis=1)
 
-    def columns(self, rows):
+    def columns(self, rows: Integers) -> Integers:
         """Return numbers of rows that are meant (samples, any) as positions of padded arrays."""
         if self.mask is None:
             return rows

@@ -1,16 +1,21 @@
 """The manifest of a folder of features: what its files hold, and the checksum of every part of every file."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, PathLike, Record
 from ..checks import count_of, write_files
 
 FORMAT, FORMAT_VERSION = "sherl.Features", 1
@@ -36,7 +41,8 @@ class Manifest:
     source : dict or None
         What the features were taken from, as a network compares it.
     preprocessing : dict or None
-        How inputs became rows: the number of the backbone's layers, of texts the tokenizer's SHA-256 and the tokens kept.
+        How inputs became rows: the number of the backbone's layers, of texts the tokenizer's SHA-256 and the tokens
+        kept.
     inputs : str or None
         SHA-256 of the inputs.
     layers : list of dict
@@ -46,33 +52,33 @@ class Manifest:
     """
 
     samples: int
-    taps: list
-    fields: dict
-    source: dict | None = None
-    preprocessing: dict | None = None
+    taps: list[Record]
+    fields: dict[str, list[int]]
+    source: Record | None = None
+    preprocessing: Record | None = None
     inputs: str | None = None
-    layers: list = field(default_factory=list)
-    files: dict = field(default_factory=dict)
+    layers: list[Record] = field(default_factory=list)
+    files: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
-    def facts(self):
+    def facts(self) -> Record:
         """Everything but the files."""
         return {name: value for name, value in asdict(self).items() if name != "files"}
 
-    def tap_files(self):
+    def tap_files(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return for each file of taps its type and shape by name."""
-        files = {}
+        files: dict[str, tuple[str, tuple[int, ...]]] = {}
         for number, tap in enumerate(self.taps):
             files[tap_file(number)] = STORED[tap["element"]], (tap["rows"], tap["channels"])
             if tap["element"] == "int8":
                 files[scales_file(number)] = "<f4", (tap["rows"],)
         return files
 
-    def field_files(self):
+    def field_files(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return the same for the numbers of samples."""
         return {field_file(name): ("<i8", tuple(shape)) for name, shape in self.fields.items()}
 
-    def save(self, folder, others):
+    def save(self, folder: PathLike, others: Mapping[str, bytes]) -> None:
         """Write the manifest into a folder, after other files by name."""
         record = {"format": FORMAT, "format_version": FORMAT_VERSION, "sherl_version": _core.config()["version"],
                   **asdict(self)}
@@ -80,30 +86,30 @@ class Manifest:
         write_files(folder, {**others, MANIFEST: encoded(record)})
 
 
-def tap_file(number):
+def tap_file(number: int) -> str:
     return f"tap.{number}.npy"
 
 
-def scales_file(number):
+def scales_file(number: int) -> str:
     return f"tap.{number}.scales.npy"
 
 
-def field_file(name):
+def field_file(name: str) -> str:
     return f"samples.{name}.npy"
 
 
-def encoded(record):
+def encoded(record: Record) -> bytes:
     """Return a record as the bytes of a JSON file."""
     return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
 
 
-def checksum_of(record):
+def checksum_of(record: Record) -> str:
     """Return the SHA-256 of a record but for its "checksum"."""
     rest = {name: value for name, value in record.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def read_record(path):
+def read_record(path: Path) -> Record:
     """Return the record of a JSON file with a "checksum"."""
     try:
         record = json.loads(path.read_bytes())
@@ -122,7 +128,7 @@ def read_record(path):
     return record
 
 
-def read_manifest(folder):
+def read_manifest(folder: PathLike) -> Manifest:
     """Return the manifest of a folder.
 
     Raises
@@ -150,7 +156,7 @@ def read_manifest(folder):
     return manifest
 
 
-def check_sizes(folder, manifest):
+def check_sizes(folder: PathLike, manifest: Manifest) -> None:
     """Raise where a file is not there, or not as long as it was written."""
     for name, parts in manifest.files.items():
         path, size = Path(folder) / name, sum(part[0] for part in parts)
@@ -160,7 +166,7 @@ def check_sizes(folder, manifest):
             raise ValueError(f"{path} must have {count_of(size, 'byte')}, as the manifest says, got {found}")
 
 
-def verify_files(folder, manifest, seen=lambda size: None):
+def verify_files(folder: PathLike, manifest: Manifest, seen: Callable[[int], object] = lambda size: None) -> None:
     """Read every file and raise where a part is not the one that was written.
 
     Parameters
@@ -180,7 +186,7 @@ def verify_files(folder, manifest, seen=lambda size: None):
             )
 
 
-def whole_parts(path, parts, seen=lambda size: None):
+def whole_parts(path: Path, parts: list[Any], seen: Callable[[int], object] = lambda size: None) -> int:
     """Return how many parts of a file, from the first on, have their checksums."""
     block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as stream:
@@ -195,7 +201,7 @@ def whole_parts(path, parts, seen=lambda size: None):
     return len(parts)
 
 
-def verify_once(folder, manifest):
+def verify_once(folder: PathLike, manifest: Manifest) -> None:
     """Verify all files, unless none has changed since that was done; a stamp in the folder tells.
 
     A change of a file, by whatever way, changes the time of its inode's last change, which no program can set.
@@ -212,12 +218,12 @@ def verify_once(folder, manifest):
             write_files(folder, {STAMP: encoded(states)})
 
 
-def _state(path):
+def _state(path: Path) -> list[int]:
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
-def map_array(folder, name, dtype, shape):
+def map_array(folder: PathLike, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
     """Return an array file of a folder, mapped into memory for reading."""
     path = Path(folder) / name
     try:

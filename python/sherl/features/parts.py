@@ -1,7 +1,12 @@
 """Padded states of a backbone, batch by batch, as features: what the doors to other frameworks share."""
 
+from __future__ import annotations
+
+from typing import Any, cast
+
 import numpy as np
 
+from .._typing import Array, ArrayLike, Bools, Element, Record
 from .features import Features
 from .rows import narrowed, widened
 
@@ -19,13 +24,15 @@ class TapParts:
         How the taps are stored.
     """
 
-    def __init__(self, names, images, dtype):
+    def __init__(self, names: list[str], images: str, dtype: Element) -> None:
         self._names, self._images, self._dtype = names, images, dtype
-        self._matrices, self._scales = [[] for _ in names], [[] for _ in names]
-        self._lengths, self._sizes = [], [[] for _ in names]
-        self._kinds = None
+        self._matrices: list[list[Array]] = [[] for _ in names]
+        self._scales: list[list[Array]] = [[] for _ in names]
+        self._sizes: list[list[Array]] = [[] for _ in names]
+        self._lengths: list[Array] = []
+        self._kinds: list[int] | None = None
 
-    def add(self, states, mask=None):
+    def add(self, states: list[Array], mask: ArrayLike | None = None) -> None:
         """Add a batch.
 
         Parameters
@@ -49,19 +56,19 @@ class TapParts:
             rows = state[kept] if kept is not None and state.ndim == 3 else state
             self._store(number, rows.reshape(-1, rows.shape[-1]))
 
-    def features(self, source):
+    def features(self, source: Record | None) -> Features:
         """Return all batches as features."""
         if self._kinds is None:
             raise ValueError("there must be at least one batch, got none")
-        options = {"dtype": "bfloat16" if self._dtype == "bfloat16" else None, "source": source,
-                   "scales": [np.concatenate(scales) if scales else None for scales in self._scales]}
+        options: dict[str, Any] = {"dtype": "bfloat16" if self._dtype == "bfloat16" else None, "source": source,
+                                   "scales": [np.concatenate(scales) if scales else None for scales in self._scales]}
         taps = [np.concatenate(matrices) for matrices in self._matrices]
         if self._kinds[0] == 4:
             return Features(taps, sizes=[np.concatenate(sizes) for sizes in self._sizes], **options)
         return Features(taps, np.concatenate(self._lengths), **options)
 
-    def _store(self, number, rows):
-        element = "bfloat16" if rows.dtype == np.uint16 else rows.dtype.name
+    def _store(self, number: int, rows: Array) -> None:
+        element: Element = "bfloat16" if rows.dtype == np.uint16 else cast(Element, rows.dtype.name)
         if element == self._dtype:
             # Of its own: the state may be a view of what the next batch is written over.
             self._matrices[number].append(np.array(rows, order="C"))
@@ -71,7 +78,7 @@ class TapParts:
         if scales is not None:
             self._scales[number].append(scales)
 
-    def _check(self, kinds, states):
+    def _check(self, kinds: list[int], states: list[Array]) -> None:
         if self._kinds is not None and kinds != self._kinds:
             raise ValueError(f"taps must have as many dimensions in all batches, got {self._kinds} and {kinds}")
         body = kinds[:-1] if len(kinds) > 1 and kinds[-1] == 2 else kinds
@@ -88,11 +95,11 @@ class TapParts:
                                  f"{self._names[0]} {states[0].shape}")
 
 
-def _kept(mask, grid):
+def _kept(mask: ArrayLike, grid: tuple[int, ...]) -> Bools:
     mask = np.asarray(mask)
     if mask.shape != grid:
         raise ValueError(f"mask must have shape (batch, tokens) = {grid}, got {mask.shape}")
-    kept = mask == 1
+    kept: Bools = mask == 1
     if not (kept | (mask == 0)).all():
         raise ValueError("mask must hold 0 and 1 only")
     if not kept.any(axis=1).all():

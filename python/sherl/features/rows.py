@@ -1,9 +1,14 @@
 """From the user's arrays to rows that the core reads in place: dtypes, masks, offsets, and outputs in the same form."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
+from .._typing import Array, ArrayLike, Bools, Element, Float32s, Integers, Spaces, Uint16As
 from ..checks import count_of
 
 REALS = ("float32", "float64", "float16", "bfloat16")
@@ -21,11 +26,11 @@ class Segments:
         Height and width of each sample, where the rows are the pixels of images.
     """
 
-    offsets: np.ndarray
-    rows: np.ndarray | None
-    sizes: np.ndarray | None = None
+    offsets: Integers
+    rows: Integers | None
+    sizes: Integers | None = None
 
-    def select(self, samples):
+    def select(self, samples: Array) -> Segments:
         """Return those of some samples."""
         chosen = select_rows(self.offsets, self.rows, samples)
         return Segments(chosen.offsets, chosen.rows, None if self.sizes is None else self.sizes[samples])
@@ -47,45 +52,45 @@ class Batch:
         By tap: rows of its own. None for a tap, or for all, that has those above.
     """
 
-    offsets: np.ndarray
-    rows: np.ndarray | None
-    positions: np.ndarray | None = None
-    own: list | None = None
+    offsets: Integers
+    rows: Integers | None
+    positions: Integers | None = None
+    own: Sequence[Segments | None] | None = None
 
     @property
-    def samples(self):
+    def samples(self) -> int:
         return len(self.offsets) - 1
 
     @property
-    def counted(self):
+    def counted(self) -> str:
         """How many rows there are, in words."""
         return count_of(self.offsets[-1], "row")
 
     @property
-    def spaces(self):
+    def spaces(self) -> Spaces:
         """Offsets by row space: that of the samples, then that of the tokens, or the sizes of images tap by tap."""
         images = [tap.sizes for tap in self.own or () if tap is not None and tap.sizes is not None]
         return [None, *images] if images else [None, self.offsets]
 
-    def spaces_of(self, samples):
+    def spaces_of(self, samples: int) -> Spaces:
         """Return the same of so many samples like the first."""
-        _, first, *others = self.spaces
+        first, *others = (space for space in self.spaces if space is not None)
         if not others and first.ndim == 1:
             return [None, np.arange(samples + 1, dtype=np.int64) * first[1]]
         return [None, *(np.repeat(sizes[:1], samples, axis=0) for sizes in (first, *others))]
 
-    def rows_of(self, tap):
+    def rows_of(self, tap: int) -> Integers | None:
         """Return which rows the batch takes of a tap's array."""
         own = None if self.own is None else self.own[tap]
         return self.rows if own is None else own.rows
 
-    def offsets_of(self, tap):
+    def offsets_of(self, tap: int) -> Integers:
         """Return where each sample's rows of a tap begin, counted within the batch."""
         own = None if self.own is None else self.own[tap]
         return self.offsets if own is None else own.offsets
 
 
-def read_reals(values, name, dtype=None):
+def read_reals(values: ArrayLike, name: str, dtype: Element | None = None) -> tuple[Array, Element]:
     """Return values as an array of reals in native byte order, and the name of their type.
 
     Parameters
@@ -110,13 +115,12 @@ def read_reals(values, name, dtype=None):
         array = np.asarray(values)
     except Exception as error:
         raise TypeError(f"{name} cannot be read as an array: {error}") from error
+    element: Element = "bfloat16"
     if array.dtype.name == "bfloat16":
-        array, element = array.view(np.uint16), "bfloat16"
-    elif array.dtype == np.uint16 and dtype == "bfloat16":
-        element = "bfloat16"
+        array = array.view(np.uint16)
     elif array.dtype.kind == "f" and array.dtype.itemsize in (2, 4, 8):
-        element = array.dtype.name
-    else:
+        element = cast(Element, array.dtype.name)
+    elif array.dtype != np.uint16 or dtype != "bfloat16":
         hint = "; for bfloat16 in uint16, pass dtype='bfloat16'" if array.dtype == np.uint16 else ""
         raise TypeError(f"{name} must hold {', '.join(REALS[:-1])} or bfloat16, got dtype {array.dtype}{hint}")
     if dtype is not None and element != dtype:
@@ -124,14 +128,14 @@ def read_reals(values, name, dtype=None):
     return array.astype(array.dtype.newbyteorder("="), copy=False), element
 
 
-def readable(matrix):
+def readable(matrix: Array) -> Array:
     """Return a matrix whose rows the core can read where they lie: the same one, or else a copy."""
     row, channel = matrix.strides
     whole = channel == matrix.itemsize and row >= matrix.shape[1] * matrix.itemsize
     return matrix if whole and matrix.flags.aligned else np.require(matrix, requirements=["C", "A"])
 
 
-def quantised(rows):
+def quantised(rows: Array) -> tuple[Array, Float32s]:
     """Return reals (rows, channels) as int8 and one float32 scale a row: the largest magnitude becomes 127."""
     scales = (np.abs(rows).max(axis=1) / 127).astype(np.float32)
     if not np.isfinite(scales).all():
@@ -141,7 +145,7 @@ def quantised(rows):
     return np.clip(integers, -127, 127).astype(np.int8), scales
 
 
-def narrowed(rows, dtype):
+def narrowed(rows: Array, dtype: Element) -> tuple[Array, Float32s | None]:
     """Return reals (rows, channels) as `dtype`, rounded to the nearest even, and the scales of int8, else None."""
     if dtype == "int8":
         return quantised(rows)
@@ -153,7 +157,7 @@ def narrowed(rows, dtype):
     return np.where(np.isnan(rows), bits >> 16 | 0x40, rounded).astype(np.uint16), None
 
 
-def read_scales(values, array, name):
+def read_scales(values: ArrayLike, array: Array, name: str) -> Float32s:
     """Return the scales of an int8 array, checked."""
     if array.dtype != np.int8:
         raise TypeError(f"{name} must hold int8, since it comes with scales, got dtype {array.dtype}")
@@ -168,16 +172,17 @@ def read_scales(values, array, name):
     return np.require(scales.astype(scales.dtype.newbyteorder("="), copy=False), requirements=["C", "A"])
 
 
-def widened(array, element, scales=None):
+def widened(array: Array, element: Element, scales: Array | None = None) -> Array:
     """Return reals as float32 (float64 stays); int8 with the scales of its rows."""
     if element == "int8":
+        assert scales is not None, "int8 comes with scales"
         return array * scales[:, None]
     if element == "bfloat16":
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32) if element == "float16" else array
 
 
-def read_padded(values, name, dtype=None):
+def read_padded(values: ArrayLike, name: str, dtype: Uint16As = None) -> tuple[Array, Element, tuple[int, int]]:
     """Return an array (batch, tokens, channels) as a matrix of rows, with the type's name and (batch, tokens)."""
     array, element = read_reals(values, name, dtype)
     if array.ndim != 3:
@@ -188,7 +193,7 @@ def read_padded(values, name, dtype=None):
     return readable(array.reshape(batch * tokens, channels)), element, (batch, tokens)
 
 
-def read_images(values, name, dtype=None):
+def read_images(values: ArrayLike, name: str, dtype: Uint16As = None) -> tuple[Array, Element, Integers]:
     """Return images (batch, height, width, channels) as a matrix of pixels, with the type's name and the sizes."""
     array, element = read_reals(values, name, dtype)
     if array.ndim != 4:
@@ -199,12 +204,12 @@ def read_images(values, name, dtype=None):
     return readable(array.reshape(-1, array.shape[-1])), element, sizes
 
 
-def pixels_of(sizes):
+def pixels_of(sizes: Integers) -> Segments:
     """Return the segments of images of these heights and widths, (samples, 2)."""
     return Segments(offsets_of(sizes.prod(axis=1)), None, sizes)
 
 
-def read_mask(mask, grid, name="mask"):
+def read_mask(mask: ArrayLike | None, grid: tuple[int, ...], name: str = "mask") -> Bools | None:
     """Return which rows of a padded batch are meant, as a bool array of shape (batch, tokens), or None for all."""
     if mask is None:
         return None
@@ -224,7 +229,7 @@ def read_mask(mask, grid, name="mask"):
     return None if array.all() else array
 
 
-def read_positions(values, lengths):
+def read_positions(values: ArrayLike, lengths: Integers) -> Integers:
     """Return one row number a sample, counted within the sample, as an int64 array of its own."""
     try:
         array = np.asarray(values)
@@ -244,7 +249,7 @@ def read_positions(values, lengths):
     return np.array(array, np.int64)
 
 
-def select_rows(offsets, rows, samples, positions=None):
+def select_rows(offsets: Integers, rows: Integers | None, samples: Array, positions: Integers | None = None) -> Batch:
     """Return the batch of some samples of a ragged set; `samples` is an int64 index array, `positions` is theirs."""
     starts = offsets[samples]
     lengths = offsets[samples + 1] - starts
@@ -253,6 +258,6 @@ def select_rows(offsets, rows, samples, positions=None):
     return Batch(chosen, index if rows is None else rows[index], positions)
 
 
-def offsets_of(lengths):
+def offsets_of(lengths: Array) -> Integers:
     """Return where each of the segments of these lengths begins, and where the last ends."""
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

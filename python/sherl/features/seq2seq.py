@@ -1,11 +1,16 @@
 """Features of an encoder and of a decoder, for the same samples."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
+from .._typing import ArrayLike, Element, Integers, Record, Source, Spaces
 from ..checks import count_of
 from .features import Features
 from .rows import Batch
@@ -21,23 +26,23 @@ class PairBatch:
     decoder: Batch
 
     @property
-    def samples(self):
+    def samples(self) -> int:
         return self.encoder.samples
 
     @property
-    def offsets(self):
+    def offsets(self) -> Integers:
         """Where each sample's outputs begin: they are the decoder's rows."""
         return self.decoder.offsets
 
     @property
-    def counted(self):
+    def counted(self) -> str:
         return f"{self.encoder.counted} in the encoder and {self.decoder.counted} in the decoder"
 
     @property
-    def spaces(self):
+    def spaces(self) -> Spaces:
         return [None, self.encoder.offsets, self.decoder.offsets]
 
-    def spaces_of(self, samples):
+    def spaces_of(self, samples: int) -> Spaces:
         """Return the same of so many samples like the first."""
         return [*self.encoder.spaces_of(samples), self.decoder.spaces_of(samples)[1]]
 
@@ -55,7 +60,7 @@ class Seq2SeqFeatures:
         For each sample the token ids that the decoder's rows shall give; -100 where one does not count.
     """
 
-    def __init__(self, encoder, decoder, labels=None):
+    def __init__(self, encoder: Features, decoder: Features, labels: Sequence[ArrayLike] | None = None) -> None:
         for name, part in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(part, Features):
                 raise TypeError(f"{name} must be Features, got {type(part).__name__}")
@@ -64,10 +69,10 @@ class Seq2SeqFeatures:
         self.encoder, self.decoder = encoder, decoder
         self.labels = None if labels is None else _read_labels(labels, decoder.lengths)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.encoder)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Seq2SeqFeatures:
         """Select samples by number, slice, index array or bool array; rows are not copied."""
         encoder, decoder = self.encoder[index], self.decoder[index]
         labels = None
@@ -76,36 +81,36 @@ class Seq2SeqFeatures:
             labels = [self.labels[number] for number in np.atleast_1d(chosen)]
         return Seq2SeqFeatures(encoder, decoder, labels)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Seq2SeqFeatures({count_of(len(self), 'sample')}, encoder {self.encoder}, decoder {self.decoder})"
 
     @property
-    def lengths(self):
+    def lengths(self) -> Integers:
         """Decoder rows of each sample, int64 of shape (samples,)."""
         return self.decoder.lengths
 
     @cached_property
-    def largest(self):
+    def largest(self) -> PairBatch:
         """One sample with as many rows in the encoder, and in the decoder, as any has; a batch."""
         return PairBatch(self.encoder.largest, self.decoder.largest)
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """Bytes of the rows of these samples in all taps."""
         return self.encoder.nbytes + self.decoder.nbytes
 
     @property
-    def source(self):
+    def source(self) -> Record | None:
         """What the features were taken from, or None."""
         encoder, decoder = self.encoder.source, self.decoder.source
         return None if encoder is None or decoder is None else {**encoder, "decoder_states": decoder.get("states")}
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of both parts, in hexadecimal; it reads everything once."""
         return hashlib.sha256((self.encoder.fingerprint + self.decoder.fingerprint).encode()).hexdigest()
 
-    def astype(self, dtype):
+    def astype(self, dtype: Element) -> Seq2SeqFeatures:
         """Store the taps in another type, as `Features.astype`.
 
         Parameters
@@ -118,16 +123,16 @@ class Seq2SeqFeatures:
         """
         return Seq2SeqFeatures(self.encoder.astype(dtype), self.decoder.astype(dtype), self.labels)
 
-    def batch(self, index=None):
+    def batch(self, index: Integers | None = None) -> PairBatch:
         """Return the rows of some samples as the core takes them; the argument is as of `Features.batch`."""
         return PairBatch(self.encoder.batch(index), self.decoder.batch(index))
 
-    def sources(self, batch):
+    def sources(self, batch: PairBatch) -> list[Source]:
         """Return every tap's array with the rows that a batch takes of it, those of the encoder first."""
         return [*self.encoder.sources(batch.encoder), *self.decoder.sources(batch.decoder)]
 
 
-def _read_labels(labels, lengths):
+def _read_labels(labels: Sequence[ArrayLike], lengths: Integers) -> list[Integers]:
     if isinstance(labels, (str, bytes, dict)) or not hasattr(labels, "__iter__"):
         raise TypeError(f"labels must be a sequence of arrays of token ids, got {type(labels).__name__}")
     arrays = [np.asarray(label) for label in labels]

@@ -1,16 +1,24 @@
 """DualEncoder: two side networks that embed two kinds of samples into one space, for retrieval."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from pathlib import Path
+from typing import Any, cast
 
 from .. import _core, losses
+from .._typing import Array, ArrayLike, Optimizer, PairLoss, PathLike, Record, Schedule, StateDict, Uint16As
 from ..blocks.embedding import Embedding
 from ..blocks.weights import LoadReport
 from ..checks import flag, write_files
+from ..features.features import Features
 from ..training.average import averaged_weights
+from ..training.callbacks import Callback
 from ..training.dual import DualFit, DualStepper, Pairs
+from ..training.history import History
 from ..training.metrics import retrieval
 from ..training.optimizers import NO_DECAY, OptimizerSettings
 from ..training.own_loss import loss_name
@@ -31,9 +39,9 @@ class DualEncoder:
     a, b : SideNetwork
         Of the two kinds of samples: images and captions, say. Their heads are `Embedding` with as many channels.
     loss : callable, optional
-        ``loss(a, b, matches) -> (value, gradient of a, gradient of b)`` over the embeddings of a batch of pairs, both of
-        shape (pairs, channels); `matches` tells which a go with which b, bool of shape (pairs, pairs), or is None where
-        only row i with row i does. `sherl.losses.contrastive` and `sherl.losses.triplet` are such. When None,
+        ``loss(a, b, matches) -> (value, gradient of a, gradient of b)`` over the embeddings of a batch of pairs, both
+        of shape (pairs, channels); `matches` tells which a go with which b, bool of shape (pairs, pairs), or is None
+        where only row i with row i does. `sherl.losses.contrastive` and `sherl.losses.triplet` are such. When None,
         ``contrastive()``, or ``contrastive(None)`` where a head has a learned temperature.
 
     Attributes
@@ -41,7 +49,7 @@ class DualEncoder:
     a, b, loss
     """
 
-    def __init__(self, a, b, loss=None):
+    def __init__(self, a: SideNetwork, b: SideNetwork, loss: PairLoss | None = None) -> None:
         for name, network in (("a", a), ("b", b)):
             if not isinstance(network, SideNetwork):
                 raise TypeError(f"{name} must be a SideNetwork, got {type(network).__name__}")
@@ -49,9 +57,10 @@ class DualEncoder:
                 raise TypeError(f"{name} must have an Embedding as its head, got {type(network.head).__name__}")
         if a is b:
             raise ValueError("a and b must be two networks, got one twice")
-        if a.head.out != b.head.out:
-            raise ValueError(f"a and b must embed into as many channels, got {a.head.out} and {b.head.out}")
-        learned = [network.head.temperature is not None for network in (a, b)]
+        heads = _head_of(a), _head_of(b)
+        if heads[0].out != heads[1].out:
+            raise ValueError(f"a and b must embed into as many channels, got {heads[0].out} and {heads[1].out}")
+        learned = [head.temperature is not None for head in heads]
         if all(learned):
             raise ValueError("a and b must not both have a head with a temperature")
         if loss is not None and not callable(loss):
@@ -60,30 +69,37 @@ class DualEncoder:
         self.loss = loss or (losses.contrastive(None) if any(learned) else losses.contrastive())
         self._lock = _BothLocks(a, b)
 
-    def _towers(self):
+    def _towers(self) -> list[tuple[str, SideNetwork]]:
         return [("a", self.a), ("b", self.b)]
 
     # Training.
 
-    def fit(self, taps_a, taps_b, pairs=None, *, mask_a=None, mask_b=None, epochs=3, batch_size=32, learning_rate=1e-3,
-            optimizer="adamw", weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0,
-            accumulate=1, betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, learning_rate_factors=None,
-            weight_decay_factors=None, ema=None, validation=None, monitor=None, patience=None, restore_best=None,
-            callbacks=(), progress=True, seed=0, bucket_by_length=False, checkpoint=None, checkpoint_every=None,
-            resume_from=None, dtype=None):
+    def fit(self, taps_a: Features | Sequence[ArrayLike], taps_b: Features | Sequence[ArrayLike],
+            pairs: ArrayLike | None = None, *, mask_a: ArrayLike | None = None, mask_b: ArrayLike | None = None,
+            epochs: int = 3, batch_size: int = 32, learning_rate: float = 1e-3, optimizer: Optimizer = "adamw",
+            weight_decay: float = 0.01, no_decay: Sequence[str] = NO_DECAY, schedule: Schedule = "linear",
+            warmup: float = 0.06, clip_norm: float | None = 1.0, accumulate: int = 1,
+            betas: Sequence[float] = (0.9, 0.999), momentum: float = 0.0, step_every: int | None = None,
+            step_factor: float = 0.1, learning_rate_factors: Mapping[str, float] | None = None,
+            weight_decay_factors: Mapping[str, float] | None = None, ema: float | None = None,
+            validation: Sequence[Any] | None = None, monitor: str | None = None, patience: int | None = None,
+            restore_best: bool | None = None, callbacks: Callback | Iterable[Callback] = (), progress: bool = True,
+            seed: int = 0, bucket_by_length: bool = False, checkpoint: PathLike | None = None,
+            checkpoint_every: int | None = None, resume_from: PathLike | None = None,
+            dtype: Uint16As = None) -> History:
         """Train both networks.
 
-        A step computes the embeddings of a batch of pairs, the loss and its gradient, and then each network once more with
-        its backward part: memory does not grow with the batch. The same arguments give the same bits, whatever the number
-        of threads, and after a resume. Interrupts and errors are as of `SideNetwork.fit`.
+        A step computes the embeddings of a batch of pairs, the loss and its gradient, and then each network once more
+        with its backward part: memory does not grow with the batch. The same arguments give the same bits, whatever the
+        number of threads, and after a resume. Interrupts and errors are as of `SideNetwork.fit`.
 
         Parameters
         ----------
         taps_a, taps_b : Features, or sequence of array_like, each of shape (batch, tokens, channels)
             Of the two kinds.
         pairs : array_like of int, shape (pairs, 2), optional
-            Numbers (a, b) of the samples that go together; a sample may be in several pairs, and those that match are not
-            taken for each other's negatives. Sample i with sample i when None.
+            Numbers (a, b) of the samples that go together; a sample may be in several pairs, and those that match are
+            not taken for each other's negatives. Sample i with sample i when None.
         mask_a, mask_b : array_like, optional
             With padded arrays: 1 where a row is meant.
         batch_size : int
@@ -120,15 +136,19 @@ class DualEncoder:
             checkpoint_every=checkpoint_every, resume_from=resume_from, loss=self.loss,
         ).run()
 
-    def stepper(self, *, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, no_decay=(), betas=(0.9, 0.999),
-                eps=1e-8, momentum=0.0, clip_norm=None, schedule="constant", warmup=0, total_steps=0, step_every=None,
-                step_factor=0.1, learning_rate_factors=None, weight_decay_factors=None, ema=None, seed=0):
+    def stepper(self, *, optimizer: Optimizer = "adamw", learning_rate: float = 1e-3, weight_decay: float = 0.01,
+                no_decay: Sequence[str] = (), betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8,
+                momentum: float = 0.0, clip_norm: float | None = None, schedule: Schedule = "constant",
+                warmup: float = 0, total_steps: int = 0, step_every: int | None = None, step_factor: float = 0.1,
+                learning_rate_factors: Mapping[str, float] | None = None,
+                weight_decay_factors: Mapping[str, float] | None = None, ema: float | None = None,
+                seed: int = 0) -> DualStepper:
         """Make an object that takes one step of both networks at each call.
 
         Parameters
         ----------
-        optimizer, learning_rate, weight_decay, no_decay, betas, eps, momentum, clip_norm, schedule, warmup, total_steps, \
-        step_every, step_factor, learning_rate_factors, weight_decay_factors, ema, seed
+        optimizer, learning_rate, weight_decay, no_decay, betas, eps, momentum, clip_norm, schedule, warmup, \
+        total_steps, step_every, step_factor, learning_rate_factors, weight_decay_factors, ema, seed
             As for `SideNetwork.stepper`.
 
         Returns
@@ -146,7 +166,8 @@ class DualEncoder:
 
     # Embeddings and scores.
 
-    def embed_a(self, taps, mask=None, *, batch_size=BATCH_SIZE, dtype=None, progress=True):
+    def embed_a(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
+                batch_size: int = BATCH_SIZE, dtype: Uint16As = None, progress: bool = True) -> Array:
         """Embed samples of the first kind.
 
         Parameters
@@ -160,14 +181,17 @@ class DualEncoder:
             Without the scale of a learned temperature.
         """
         outputs = self.a.forward(taps, mask, batch_size=batch_size, dtype=dtype, progress=progress)
-        return self.a.head._embedding(outputs)
+        return _head_of(self.a)._embedding(outputs)
 
-    def embed_b(self, taps, mask=None, *, batch_size=BATCH_SIZE, dtype=None, progress=True):
+    def embed_b(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
+                batch_size: int = BATCH_SIZE, dtype: Uint16As = None, progress: bool = True) -> Array:
         """Embed samples of the second kind, as `embed_a` does those of the first."""
         outputs = self.b.forward(taps, mask, batch_size=batch_size, dtype=dtype, progress=progress)
-        return self.b.head._embedding(outputs)
+        return _head_of(self.b)._embedding(outputs)
 
-    def evaluate(self, taps_a, taps_b, pairs=None, *, mask_a=None, mask_b=None, dtype=None, progress=True):
+    def evaluate(self, taps_a: Features | Sequence[ArrayLike], taps_b: Features | Sequence[ArrayLike],
+                 pairs: ArrayLike | None = None, *, mask_a: ArrayLike | None = None, mask_b: ArrayLike | None = None,
+                 dtype: Uint16As = None, progress: bool = True) -> dict[str, float]:
         """Score retrieval in both directions, by the products of all embeddings with all.
 
         Parameters
@@ -187,28 +211,29 @@ class DualEncoder:
             a, b = self._outputs(labelled.a, labelled.b, "evaluate" if flag(progress, "progress") else None)
         return retrieval(a @ b.T, labelled.pairs)
 
-    def _outputs(self, a, b, progress):
-        return tuple(outputs_of(tower, features, BATCH_SIZE, progress=progress)
-                     for tower, features in ((self.a, a), (self.b, b)))
+    def _outputs(self, a: Features, b: Features, progress: str | None) -> tuple[Array, Array]:
+        return (outputs_of(self.a, a, BATCH_SIZE, progress=progress),
+                outputs_of(self.b, b, BATCH_SIZE, progress=progress))
 
-    def _read_validation(self, validation, dtype):
+    def _read_validation(self, validation: Sequence[Any] | None, dtype: Uint16As) -> Pairs | None:
         if validation is None:
             return None
         if not isinstance(validation, (tuple, list)) or not 2 <= len(validation) <= 5:
             raise TypeError("validation must be (taps_a, taps_b), (taps_a, taps_b, pairs) or "
                             "(taps_a, taps_b, pairs, mask_a, mask_b)")
         try:
-            return Pairs(self, *validation, dtype=dtype)
+            taps_a, taps_b, pairs, mask_a, mask_b = (*validation, None, None, None)[:5]
+            return Pairs(self, taps_a, taps_b, pairs, mask_a, mask_b, dtype)
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation: {error}") from error
 
-    def _note_source(self, labelled):
+    def _note_source(self, labelled: Pairs) -> None:
         self.a._note_source(labelled.a)
         self.b._note_source(labelled.b)
 
     # Weights.
 
-    def state_dict(self):
+    def state_dict(self) -> StateDict:
         """Return copies of the trained parameters by name, with the prefixes a. and b.
 
         Returns
@@ -216,11 +241,13 @@ class DualEncoder:
         dict of str to numpy.ndarray of float32
         """
         with self._lock:
-            return {f"{name}.{key}": value for name, tower in self._towers() for key, value in tower.state_dict().items()}
+            return {f"{name}.{key}": value for name, tower in self._towers()
+                    for key, value in tower.state_dict().items()}
 
-    def load_state_dict(self, state_dict, strict=True):
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike], strict: bool = True) -> LoadReport:
         """Set the trained parameters; as `SideNetwork.load_state_dict`."""
-        parts, other = {"a": {}, "b": {}}, []
+        parts: dict[str, dict[str, ArrayLike]] = {"a": {}, "b": {}}
+        other = []
         for name, value in state_dict.items():
             tower, _, own = str(name).partition(".")
             if tower in parts and own:
@@ -242,11 +269,12 @@ class DualEncoder:
         joined[1] += other
         return LoadReport(*joined)
 
-    def num_parameters(self, trainable_only=True):
+    def num_parameters(self, trainable_only: bool = True) -> int:
         """Count the parameters of both networks; as `SideNetwork.num_parameters`."""
         return self.a.num_parameters(trainable_only) + self.b.num_parameters(trainable_only)
 
-    def memory_plan(self, *, batch_size=32, tokens_a=128, tokens_b=128, optimizer="adamw"):
+    def memory_plan(self, *, batch_size: int = 32, tokens_a: int = 128, tokens_b: int = 128,
+                    optimizer: Optimizer = "adamw") -> MemoryPlan:
         """Tell what memory training will take: the sum over the two networks.
 
         Parameters
@@ -268,28 +296,28 @@ class DualEncoder:
         joined = {field.name: [getattr(plan, field.name) for plan in plans] for field in fields(MemoryPlan)}
         return MemoryPlan(**{name: max(values) if name in once else sum(values) for name, values in joined.items()})
 
-    def _weights(self):
+    def _weights(self) -> StateDict:
         return {f"{name}.{key}": view for name, tower in self._towers()
                 for key, view in averaged_weights(tower._programs.store).items()}
 
-    def _described(self):
+    def _described(self) -> Record:
         towers = {name: tower._described() for name, tower in self._towers()}
         for described in towers.values():
             del described["features"], described["seed"]
         return {**towers, "features": None, "seed": None}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.a, self.b, self.loss)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"DualEncoder, {loss_name(self.loss)}\na: {self.a!r}\nb: {self.b!r}"
 
-    def _repr_html_(self):
-        return f"DualEncoder, {escape(loss_name(self.loss))}{self.a._repr_html_()}{self.b._repr_html_()}"
+    def _repr_html_(self) -> str:
+        return f"DualEncoder, {escape(str(loss_name(self.loss)))}{self.a._repr_html_()}{self.b._repr_html_()}"
 
     # Disk.
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: PathLike) -> None:
         """Save both networks, in the folders a and b, and the loss where it is one of `sherl.losses`.
 
         Parameters
@@ -305,7 +333,8 @@ class DualEncoder:
         write_files(folder, {CONFIG: (json.dumps(config, indent=2) + "\n").encode()})
 
     @classmethod
-    def from_pretrained(cls, folder, backbone_a=None, backbone_b=None, loss=None):
+    def from_pretrained(cls, folder: PathLike, backbone_a: Any = None, backbone_b: Any = None,
+                        loss: PairLoss | None = None) -> DualEncoder:
         """Load what `save_pretrained` wrote.
 
         Parameters
@@ -332,28 +361,32 @@ class DualEncoder:
         if config.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"{path} has format version {config.get('format_version')!r}; this sherl reads version "
                              f"{FORMAT_VERSION}")
-        networks = [SideNetwork.from_pretrained(Path(folder) / name, backbone)
-                    for name, backbone in (("a", backbone_a), ("b", backbone_b))]
+        a = SideNetwork.from_pretrained(Path(folder) / "a", backbone_a)
+        b = SideNetwork.from_pretrained(Path(folder) / "b", backbone_b)
         saved = config.get("loss")
         if loss is None and saved is not None:
-            makers = {"contrastive": losses.contrastive, "triplet": losses.triplet}
+            makers: dict[str, Callable[..., PairLoss]] = {"contrastive": losses.contrastive, "triplet": losses.triplet}
             try:
                 loss = makers[saved["maker"]](**saved["settings"])
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"{path}: loss does not make one of sherl.losses: {saved!r:.80}") from error
-        return cls(*networks, loss=loss)
+        return cls(a, b, loss)
+
+
+def _head_of(network: SideNetwork) -> Embedding:
+    return cast(Embedding, network.head)
 
 
 class _BothLocks:
     """The locks of two networks, always taken in one order."""
 
-    def __init__(self, a, b):
+    def __init__(self, a: SideNetwork, b: SideNetwork) -> None:
         self._locks = sorted((a._lock, b._lock), key=id)
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         for lock in self._locks:
             lock.acquire()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for lock in reversed(self._locks):
             lock.release()

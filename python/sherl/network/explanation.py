@@ -1,13 +1,25 @@
 """Which taps a network uses: how its adapter weighs them row by row, and how redundant they are."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from .. import _core, plots
+from .._typing import Array, Float64s, Integers, Record
 from ..checks import count_of
 from ..features.rows import offsets_of
 from ..html import html_table
 from ..training.progress import PATIENCE, progress_bar
 from ..training.scoring import batches
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..features.features import Features
+    from .inference import Inference
 
 __all__ = ["Explanation"]
 
@@ -35,15 +47,15 @@ class Explanation:
         Rows of each sample, one after the other.
     """
 
-    def __init__(self, names, weights, redundancy, lengths):
+    def __init__(self, names: list[str], weights: Float64s, redundancy: Float64s, lengths: Integers) -> None:
         self.names, self.weights, self.redundancy, self.lengths = names, weights, redundancy, lengths
 
     @property
-    def unguided(self):
+    def unguided(self) -> float:
         """Share of the rows in which no tap has a weight, so that the guide goes on alone."""
         return float(np.mean(~self.weights.any(axis=1)))
 
-    def by_sample(self):
+    def by_sample(self) -> Float64s:
         """Return the mean weights of each sample.
 
         Returns
@@ -52,7 +64,7 @@ class Explanation:
         """
         return np.add.reduceat(self.weights, offsets_of(self.lengths)[:-1], axis=0) / self.lengths[:, None]
 
-    def quantiles(self, levels=_QUANTILES):
+    def quantiles(self, levels: Sequence[float] = _QUANTILES) -> dict[str, Float64s]:
         """Return quantiles over all rows.
 
         Parameters
@@ -68,7 +80,7 @@ class Explanation:
         return {name: np.quantile(getattr(self, name), levels, axis=0) for name in ("weights", "redundancy")}
 
     @property
-    def table(self):
+    def table(self) -> list[Record]:
         """Mean and quantiles (5, 50 and 95 %) of weight and redundancy: a dictionary for each tap."""
         low, middle, high = self.quantiles((0.05, 0.5, 0.95))["weights"]
         least, median, most = self.quantiles((0.05, 0.5, 0.95))["redundancy"]
@@ -80,7 +92,7 @@ class Explanation:
             for i, name in enumerate(self.names)
         ]  # fmt: skip
 
-    def plot(self):
+    def plot(self) -> Figure:
         """Draw weights and redundancies by tap: means, and the spread over the rows.
 
         Returns
@@ -94,7 +106,7 @@ class Explanation:
         """
         return plots.explanation(self)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         rows = self.table
         names = list(rows[0])
         cells = [names, *([row["tap"], *(f"{row[name]:.3f}" for name in names[1:])] for row in rows)]
@@ -103,17 +115,17 @@ class Explanation:
                            for column, (cell, width) in enumerate(zip(row, widths))) for row in cells]
         return "\n".join([self._title(), *lines])
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         rows = self.table
         most_used = int(np.argmax([row["weight"] for row in rows]))
         return html_table(self._title(), list(rows[0]), [list(row.values()) for row in rows], most_used)
 
-    def _title(self):
+    def _title(self) -> str:
         return (f"Explanation of {count_of(len(self.lengths), 'sample')}, {count_of(len(self.weights), 'row')}, "
                 f"of which {100 * self.unguided:.1f} % use no tap but the guide")
 
 
-def explain(network, features, batch_size, show):
+def explain(network: Inference, features: Features, batch_size: int, show: bool) -> Explanation:
     """Return the explanation of a network over features."""
     early = network.early
     rows = np.ones(len(features), np.int64) if early._pooled else features.lengths
@@ -133,7 +145,7 @@ def explain(network, features, batch_size, show):
     return Explanation(_names(features, taps), weights, redundancy, rows)
 
 
-def consolidate(features, weight, bias, eps):
+def consolidate(features: Array, weight: Float64s, bias: Float64s, eps: float) -> tuple[Float64s, Float64s]:
     """Return the weights a_i and the redundancies r_i of each row.
 
     Parameters
@@ -157,12 +169,12 @@ def consolidate(features, weight, bias, eps):
     return _quotient(t, t.sum(axis=1, keepdims=True) + eps), r
 
 
-def _quotient(a, b):
+def _quotient(a: Float64s, b: Float64s) -> Float64s:
     """Return a / b, and 0 where b is 0."""
     return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
-def _names(features, taps):
+def _names(features: Features, taps: int) -> list[str]:
     states = (features.source or {}).get("states")
     if states is None:
         return [f"tap {number}" for number in range(taps)]

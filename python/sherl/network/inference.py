@@ -1,25 +1,40 @@
 """What a network computes: outputs, predictions, scores, losses, gradients."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, ByteCount, Source, StateDict, Uint16As
 from ..blocks.block import QueryRows, Rows, read_sample_rows
 from ..blocks.forms import tap_sinks, taps_given
+from ..blocks.mtsa import MTSA
 from ..checks import flag, seed_number
 from ..features.features import Features, read_sequence
+from ..features.layout import Layout
 from ..training import scoring
 from ..training.budget import read_budget
 from ..training.labelled import Labelled
 from ..training.metrics import default_metrics
-from .explanation import BATCH_SIZE, explain
+from .explanation import BATCH_SIZE, Explanation, explain
 from .late_route import given_positions, queries_of
+from .network import Network
+
+if TYPE_CHECKING:
+    from ..features.rows import Batch
 
 
-class Inference:
+class Inference(Network):
     """The part of a network that leaves its weights as they are."""
 
-    def forward(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-                dtype=None, progress=True):
+    early: MTSA
+
+    def forward(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
+                positions: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
+                memory_budget: ByteCount | None = None, dtype: Uint16As = None, progress: bool = True) -> Any:
         """Compute the outputs of the head.
 
         Parameters
@@ -50,7 +65,9 @@ class Inference:
         """
         return self.head._arranged(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype, progress))
 
-    def _outputs(self, taps, mask, positions, batch_size, memory_budget, dtype, progress):
+    def _outputs(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None, positions: ArrayLike | None,
+                 batch_size: int, memory_budget: ByteCount | None, dtype: Uint16As,
+                 progress: bool) -> tuple[Array, Layout]:
         """Return the outputs in the order of the rows, and the layout of these."""
         features = self._features(taps, mask, positions, dtype)
         with self._lock:
@@ -58,8 +75,9 @@ class Inference:
                                          _description(progress, "predict"))
         return outputs, self._layout(taps, features)
 
-    def predict(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-                dtype=None, progress=True):
+    def predict(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
+                positions: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
+                memory_budget: ByteCount | None = None, dtype: Uint16As = None, progress: bool = True) -> Any:
         """Predict class numbers, or numbers.
 
         Parameters
@@ -71,14 +89,15 @@ class Inference:
         -------
         numpy.ndarray
             Of a classifier int64 (samples,), or with `multi_label` 0 and 1 of shape (samples, classes); of a
-            regressor float32 (samples,), or (samples, outputs) with several; of a token classifier int64 (batch, tokens)
-            with -100 where the mask is 0, or of Features a list of one array a sample; of a span predictor int64
-            (samples, 2).
+            regressor float32 (samples,), or (samples, outputs) with several; of a token classifier int64 (batch,
+            tokens) with -100 where the mask is 0, or of Features a list of one array a sample; of a span predictor
+            int64 (samples, 2).
         """
         return self.head._predict(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype, progress))
 
-    def predict_proba(self, taps, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-                      dtype=None, progress=True):
+    def predict_proba(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
+                      positions: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
+                      memory_budget: ByteCount | None = None, dtype: Uint16As = None, progress: bool = True) -> Any:
         """Compute class probabilities.
 
         Parameters
@@ -98,8 +117,11 @@ class Inference:
         """
         return self.head._chances(*self._outputs(taps, mask, positions, batch_size, memory_budget, dtype, progress))
 
-    def evaluate(self, taps, labels, mask=None, *, positions=None, metrics=None, sample_weight=None,
-                 batch_size=scoring.BATCH_SIZE, memory_budget=None, dtype=None, progress=True):
+    def evaluate(self, taps: Features | Sequence[ArrayLike], labels: ArrayLike, mask: ArrayLike | None = None, *,
+                 positions: ArrayLike | None = None, metrics: scoring.Metrics = None,
+                 sample_weight: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
+                 memory_budget: ByteCount | None = None, dtype: Uint16As = None,
+                 progress: bool = True) -> dict[str, float]:
         """Compute the mean loss and metrics.
 
         Parameters
@@ -125,8 +147,9 @@ class Inference:
             return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget),
                                      _description(progress, "evaluate"))
 
-    def score(self, taps, labels, mask=None, *, positions=None, batch_size=scoring.BATCH_SIZE, memory_budget=None,
-              dtype=None, progress=True):
+    def score(self, taps: Features | Sequence[ArrayLike], labels: ArrayLike, mask: ArrayLike | None = None, *,
+              positions: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
+              memory_budget: ByteCount | None = None, dtype: Uint16As = None, progress: bool = True) -> float:
         """Compute the first of the task's metrics: accuracy, or Pearson's correlation.
 
         Parameters
@@ -138,11 +161,13 @@ class Inference:
         -------
         float
         """
-        name = default_metrics(self.head.task)[0]
+        name = default_metrics(str(self.head.task))[0]
         return self.evaluate(taps, labels, mask, positions=positions, metrics=name, batch_size=batch_size,
                              memory_budget=memory_budget, dtype=dtype, progress=progress)[name]
 
-    def explain(self, taps, mask=None, *, positions=None, batch_size=BATCH_SIZE, dtype=None, progress=True):
+    def explain(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
+                positions: ArrayLike | None = None, batch_size: int = BATCH_SIZE, dtype: Uint16As = None,
+                progress: bool = True) -> Explanation:
         """Tell which taps the network uses: how its adapter weighs them row by row, and how redundant they are.
 
         Parameters
@@ -162,8 +187,10 @@ class Inference:
         with self._lock:
             return explain(self, features, batch_size, flag(progress, "progress"))
 
-    def loss_and_gradients(self, taps, labels, mask=None, *, positions=None, training=False, sample_weight=None, seed=0,
-                           dtype=None):
+    def loss_and_gradients(self, taps: Features | Sequence[ArrayLike], labels: ArrayLike, mask: ArrayLike | None = None,
+                           *, positions: ArrayLike | None = None, training: bool = False,
+                           sample_weight: ArrayLike | None = None, seed: int = 0,
+                           dtype: Uint16As = None) -> tuple[float, StateDict]:
         """Compute the mean loss of a batch and its gradient.
 
         Parameters
@@ -190,10 +217,12 @@ class Inference:
         with self._lock:
             program = self._programs.loss_gradient(flag(training, "training"))
             loss = program.gradient(*labelled.batch(), seed=seed_number(seed))
+            assert loss is not None, "the program has a loss"
             return loss, self._read_gradients(program)
 
-    def vjp(self, taps, cotangent, mask=None, *, positions=None, taps_gradient=False, training=False, seed=0,
-            dtype=None):
+    def vjp(self, taps: Features | Sequence[ArrayLike], cotangent: ArrayLike | Features, mask: ArrayLike | None = None,
+            *, positions: ArrayLike | None = None, taps_gradient: bool = False, training: bool = False, seed: int = 0,
+            dtype: Uint16As = None) -> tuple[Array | Features, dict[str, Array | Features]]:
         """Compute the outputs of the head, and the gradient of their product with a cotangent.
 
         Parameters
@@ -220,25 +249,27 @@ class Inference:
         features = self._features(taps, mask, positions, dtype)
         batch = features.batch()
         sinks = tap_sinks(features, taps) if flag(taps_gradient, "taps_gradient") else []
-        input_gradients = [sink for _, sink in sinks]
+        input_gradients: list[Source | None] = [sink for _, sink in sinks]
         if sinks and self.head._positions_read(features.positions) is not None:
             input_gradients.append(None)
         rows, output, sink = self._sink(taps, mask, batch, dtype)
         if rows is None:
-            cotangent = read_sample_rows(cotangent, batch.samples, self.head.out_features), None
+            source: Source = read_sample_rows(cast(ArrayLike, cotangent), batch.samples, self.head.out_features), None
         else:
-            cotangent = rows.cotangent(cotangent, self.head.out_features, dtype)
+            source = rows.cotangent(cotangent, self.head.out_features, dtype)
         with self._lock:
             program = self._programs.output_gradient(flag(training, "training"), bool(taps_gradient))
             program.gradient(
-                batch.samples, batch.spaces, self._sources(features, batch), [sink], cotangents=[cotangent],
+                batch.samples, batch.spaces, self._sources(features, batch), [sink], cotangents=[source],
                 input_gradients=input_gradients or None, seed=seed_number(seed),
             )
-            gradients = self._read_gradients(program)
+            gradients: dict[str, Array | Features] = {**self._read_gradients(program)}
         gradients.update(taps_given(features, taps, sinks))
         return output if rows is None else rows.given(output), gradients
 
-    def _run_forward(self, taps, mask=None, *, positions=None, taps_gradient=False, training=False, seed=0, dtype=None):
+    def _run_forward(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
+                     positions: ArrayLike | None = None, taps_gradient: bool = False, training: bool = False,
+                     seed: int = 0, dtype: Uint16As = None) -> Array | Features:
         """Compute the outputs that `vjp` with the same arguments gives."""
         taps = taps if isinstance(taps, Features) else read_sequence(taps)
         features = self._features(taps, mask, positions, dtype)
@@ -249,7 +280,8 @@ class Inference:
             program.forward(batch.samples, batch.spaces, self._sources(features, batch), [sink], seed=seed)
         return output if rows is None else rows.given(output)
 
-    def _sink(self, taps, mask, batch, dtype):
+    def _sink(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None, batch: Batch,
+              dtype: Uint16As) -> tuple[Rows | None, Array, Source]:
         """Return the rows of outputs for every row, or None; a matrix for the outputs, and the source of it."""
         if self.head._pooled:
             output = np.empty((batch.samples, self.head.out_features), _core.REAL)
@@ -266,11 +298,11 @@ class Inference:
         rows = Rows([taps] if isinstance(taps, Features) else taps, names, mask, channels, dtype)
         return rows, *rows.sink(self.head.out_features)
 
-    def _sources(self, features, batch):
+    def _sources(self, features: Features, batch: Batch) -> list[Source]:
         """Return what programs of the network take of a batch of features."""
         positions = self.head._positions_read(batch.positions)
         return features.sources(batch) if positions is None else [*features.sources(batch), (positions, None)]
 
 
-def _description(progress, text):
+def _description(progress: bool, text: str) -> str | None:
     return text if flag(progress, "progress") else None

@@ -1,5 +1,10 @@
 """The late route of a side network: what may stand in it, what each block finds to read, and the rows it ends with."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from ..blocks.foreign import ForeignLayer
@@ -9,6 +14,11 @@ from ..blocks.residual import ResidualBlock
 from ..blocks.transformer import TransformerLayer
 from ..features.features import check_channels
 
+if TYPE_CHECKING:
+    from ..blocks.heads import Head
+    from ..blocks.mtsa import MTSA
+    from ..features.features import Features
+
 LATE = (TransformerLayer, ResidualBlock, LayerNorm, RMSNorm, Positions, Queries, ForeignLayer)
 
 # What gives the inputs that a layer may read beside x.
@@ -17,7 +27,7 @@ _GIVERS = {"positions": "Positions, or Queries with positions,", "memory": "Quer
 _MEANT = {"positions": "positions", "memory": "a memory", "memory_positions": "positions of the memory"}
 
 
-def check_late(early, late, head):
+def check_late(early: MTSA, late: Sequence[Any], head: Head) -> None:
     """Raise where the blocks do not fit each other."""
     width, before, known = early.out_features, "early", {}
     unread = {}  # what no layer has read so far, and which block gives it
@@ -27,8 +37,8 @@ def check_late(early, late, head):
         for read, channels in block._inputs()[1:]:
             unread.pop(read, None)
             if read not in known:
-                raise ValueError(f"{name} must read x alone unless a block before it in late gives the rest, but it reads "
-                                 f"{read}, which {_GIVERS[read]} would give")
+                raise ValueError(f"{name} must read x alone unless a block before it in late gives the rest, but it "
+                                 f"reads {read}, which {_GIVERS[read]} would give")
             if known[read] != channels:
                 raise ValueError(f"{name} must have {known[read]} channels of {read}, got {channels}")
         if isinstance(block, Queries):
@@ -47,7 +57,7 @@ def check_late(early, late, head):
         raise ValueError(f"{giver} gives {_MEANT[read]}, which no layer behind it reads")
 
 
-def _check_kind(name, block, early, known):
+def _check_kind(name: str, block: Any, early: MTSA, known: Mapping[str, int]) -> None:
     """Raise where a block cannot stand here."""
     if not isinstance(block, LATE):
         raise TypeError(f"{name} must be a TransformerLayer or a Bottleneck, got {type(block).__name__}")
@@ -63,17 +73,17 @@ def _check_kind(name, block, early, known):
         raise ValueError(f"{name} must read x alone, and so it cannot stand behind Positions or Queries")
 
 
-def queries_of(late):
+def queries_of(late: Sequence[Any]) -> int | None:
     """Return the number of queries, or None without any."""
     return next((block.count for block in late if isinstance(block, Queries)), None)
 
 
-def given_positions(late):
+def given_positions(late: Sequence[Any]) -> int | None:
     """Return the channels of the position rows that samples bring along, or None where they bring none."""
     return next((block.features for block in late if isinstance(block, Positions) and block.rows is None), None)
 
 
-def check_rows(early, late, features):
+def check_rows(early: MTSA, late: Sequence[Any], features: Features) -> None:
     """Raise where features are not what the early block and the late route read.
 
     Parameters

@@ -1,17 +1,28 @@
 """The memory that training will take, told before the first step."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import plots
+from .._typing import ByteCount, Optimizer
 from ..blocks.mtsa import MTSA
 from ..checks import one_of, whole_number
 from ..features.rows import Batch, pixels_of
 from ..features.seq2seq import PairBatch
 from ..html import html_table
 from ..training.budget import read_budget
+from ..training.chain import Chain
 from ..training.optimizers import MOMENTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .network import Network
 
 MIB = 2**20
 BLAS_BUFFER = 3 * 2**19  # of the 32 MiB that OpenBLAS reserves for a thread, what products of these sizes touch
@@ -56,11 +67,11 @@ class MemoryPlan:
     workers: int
 
     @property
-    def total(self):
+    def total(self) -> int:
         """Bytes in all; `staging` lies in `workspace` and is not added."""
         return sum(getattr(self, kind) for kind in _KINDS)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, int]:
         """Return bytes by kind.
 
         Returns
@@ -69,7 +80,7 @@ class MemoryPlan:
         """
         return {kind: getattr(self, kind) for kind in (*_KINDS, "total")}
 
-    def plot(self):
+    def plot(self) -> Figure:
         """Draw the parts as bars.
 
         Returns
@@ -83,23 +94,25 @@ class MemoryPlan:
         """
         return plots.memory_plan(self)
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         sizes = self.to_dict()
         rows = [(kind.replace("_", " "), f"{size / MIB:,.2f} MiB") for kind, size in sizes.items()]
         return html_table(self._title(), ("part", "size"), rows, len(rows) - 1)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lines = [f"  {kind.replace('_', ' '):15}{size / MIB:10.2f} MiB" for kind, size in self.to_dict().items()]
         return "\n".join([self._title(), *lines])
 
-    def _title(self):
-        return f"MemoryPlan: {self.workers} x tiles of up to {self.tile_rows} rows at a time, {self.lanes} gradient lanes"
+    def _title(self) -> str:
+        return (f"MemoryPlan: {self.workers} x tiles of up to {self.tile_rows} rows at a time, "
+                f"{self.lanes} gradient lanes")
 
 
 _KINDS = ("frozen_weights", "parameters", "gradients", "optimizer", "workspace", "blas")
 
 
-def plan(network, batch_size, sample, optimizer, memory_budget):
+def plan(network: Network, batch_size: int, sample: Batch | PairBatch, optimizer: Optimizer,
+         memory_budget: ByteCount | None) -> MemoryPlan:
     """Return the memory plan for batches of so many samples like one, a Batch."""
     one_of(optimizer, "optimizer", tuple(MOMENTS))
     batch_size = whole_number(batch_size, "batch_size", 1)
@@ -110,7 +123,9 @@ def plan(network, batch_size, sample, optimizer, memory_budget):
     state = MOMENTS[optimizer] * (report["gradients"] // report["lanes"])
     budget = read_budget(memory_budget, state)
     if budget is not None:
-        program.set_memory_budget(budget.room(program, sample, batch_size))
+        room = budget.room(program, sample, batch_size)
+        assert not isinstance(program, Chain)  # which no budget bounds
+        program.set_memory_budget(room)
         try:
             report = program.memory(batch_size, spaces)
         finally:
@@ -129,19 +144,19 @@ def plan(network, batch_size, sample, optimizer, memory_budget):
     )
 
 
-def sample_of(early, tokens):
+def sample_of(early: MTSA, tokens: int | Sequence[int]) -> Batch:
     """Return one sample of so many rows, or of images of this height and width in the last tap."""
     if not early.images:
         return Batch(np.array([0, whole_number(tokens, "tokens", 1)]), None)
-    side = (tokens, tokens) if not hasattr(tokens, "__len__") else tokens
+    side = tokens if isinstance(tokens, Sequence) else (tokens, tokens)
     if len(side) != 2:
         raise ValueError(f"tokens must be the height and width of the last tap, got {tokens!r}")
     size = np.array([[whole_number(length, "tokens", 1) for length in side]])
-    own = [pixels_of(size * window) for window in early.pool]
+    own = [pixels_of(size * window) for window in early.pool or ()]
     return Batch(own[-1].offsets, None, own=own)
 
 
-def pair_sample(tokens, target_tokens):
+def pair_sample(tokens: int, target_tokens: int) -> PairBatch:
     """Return one sample of so many rows in the encoder and in the decoder."""
     lengths = whole_number(tokens, "tokens", 1), whole_number(target_tokens, "target_tokens", 1)
     return PairBatch(*(Batch(np.array([0, length]), None) for length in lengths))
@@ -150,7 +165,7 @@ def pair_sample(tokens, target_tokens):
 SUMMARY_HEADER = ("block", "kind", "input", "output", "parameters", "")
 
 
-def summary(network):
+def summary(network: Network) -> str:
     """Return a table of a network's blocks."""
     rows = [SUMMARY_HEADER, *summary_rows(network)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -160,9 +175,9 @@ def summary(network):
     return "\n".join([lines[0], rule, *lines[1:], rule, counted(network)])
 
 
-def summary_rows(network):
+def summary_rows(network: Network) -> list[tuple[str, ...]]:
     """Return the cells of `summary`, a row for each block."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, block in network._blocks():
         widths = [channels for _, channels in block._inputs()]
         taps = widths[:-1] if isinstance(block, MTSA) else widths
@@ -173,7 +188,7 @@ def summary_rows(network):
     return rows
 
 
-def counted(network):
+def counted(network: Network) -> str:
     """Return a sentence on the number of parameters."""
     trained, total = network.num_parameters(), network.num_parameters(trainable_only=False)
     return f"{trained:,} of {total:,} parameters are trained"

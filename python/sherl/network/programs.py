@@ -1,6 +1,10 @@
 """The compiled graphs of a network, by purpose."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from .. import _core
 from ..blocks.foreign import ForeignLayer
@@ -8,6 +12,16 @@ from ..blocks.queries import Stream
 from ..blocks.residual import ResidualBlock
 from ..training.chain import Chain
 from .late_route import given_positions
+
+if TYPE_CHECKING:
+    from ..blocks.block import Block
+    from ..blocks.heads import Head
+    from ..blocks.language_head import LanguageHead
+    from ..blocks.late import LateLayer
+    from ..blocks.mtsa import MTSA
+    from ..blocks.norm import RMSNorm
+    from ..training.budget import Budget
+    from ..training.chain import Program
 
 
 class Programs:
@@ -21,50 +35,51 @@ class Programs:
         Whether frozen late layers multiply in bfloat16.
     """
 
-    def __init__(self, early, late, head, bfloat16=False):
+    def __init__(self, early: MTSA, late: Sequence[LateLayer], head: Head, bfloat16: bool = False) -> None:
         self._early, self._late, self._head = early, late, head
         self._bfloat16 = bfloat16
         self._begin()
 
-    def _begin(self):
+    def _begin(self) -> None:
         self.store = _core.Parameters()
         self.foreign = [layer for layer in self._late if isinstance(layer, ForeignLayer)]
         # Their parameters are now in the store.
         self._graphs(False, gradient=False, loss=self._head._has_loss, output=True, taps_gradient=False)
-        self._compiled = {}
+        self._compiled: dict[Any, Any] = {}
 
-    def parts(self):
+    def parts(self) -> list[tuple[str, Any]]:
         """Return (prefix, block) of every block."""
         late = [(f"late.{number}.", layer) for number, layer in enumerate(self._late)]
         return [("early.", self._early), *late, ("head.", self._head)]
 
-    def output(self):
+    def output(self) -> Program:
         """Return the program from taps to outputs."""
         return self._program(training=False, gradient=False, loss=False, output=True)
 
-    def output_gradient(self, training, taps_gradient):
+    def output_gradient(self, training: bool, taps_gradient: bool) -> Program:
         """Return the program from taps to outputs with the gradient for a cotangent."""
         return self._program(training=training, gradient=True, loss=False, output=True, taps_gradient=taps_gradient)
 
-    def evaluation(self):
+    def evaluation(self) -> Program:
         """Return the program from taps, labels and weights to outputs and loss."""
         return self._program(training=False, gradient=False, loss=True, output=True)
 
-    def loss_gradient(self, training):
+    def loss_gradient(self, training: bool) -> Program:
         """Return the program from taps, labels and weights to the loss and its gradient."""
         return self._program(training=training, gradient=True, loss=True, output=False)
 
-    def consolidation(self):
+    def consolidation(self) -> _core.Program:
         """Return the program from taps to the features that the early block's guidance weighs, and their guide."""
         if "consolidation" not in self._compiled:
             graph = _core.Graph(self.store, False)
             for value in self._early._build_features(graph, "early.", self._early._declare_in_network(graph, False)):
                 graph.output(value)
             self._compiled["consolidation"] = graph.compile(False)
-        return self._compiled["consolidation"]
+        program: _core.Program = self._compiled["consolidation"]
+        return program
 
     @contextmanager
-    def bounded(self, program, budget, features):
+    def bounded(self, program: Program, budget: Budget | None, features: Any) -> Iterator[None]:
         """Bound what the network holds while one of its programs runs.
 
         Parameters
@@ -81,21 +96,25 @@ class Programs:
         for other in self._compiled.values():
             if other is not program and other.nbytes:
                 other.release_workspace()
-        program.set_memory_budget(budget.room(program, features.largest))
+        room = budget.room(program, features.largest)
+        assert not isinstance(program, Chain)  # which no budget bounds
+        program.set_memory_budget(room)
         try:
             yield
         finally:
             program.set_memory_budget(0)
 
-    def _program(self, *, training, gradient, loss, output, taps_gradient=False):
+    def _program(self, *, training: bool, gradient: bool, loss: bool, output: bool,
+                 taps_gradient: bool = False) -> Program:
         key = training, gradient, loss, output, taps_gradient
         if key not in self._compiled:
             graphs = self._graphs(training, gradient=gradient, loss=loss, output=output, taps_gradient=taps_gradient)
             programs = [graph.compile(gradient) for graph in graphs]
             self._compiled[key] = self._chained(*programs) if self.foreign else programs[0]
-        return self._compiled[key]
+        program: Program = self._compiled[key]
+        return program
 
-    def _chained(self, first, second):
+    def _chained(self, first: _core.Program, second: _core.Program) -> Chain:
         ahead = self._late[: self._late.index(self.foreign[0])]
         prefixes = tuple(prefix for prefix, _ in self.parts()[: 1 + len(ahead)])
         return Chain(
@@ -105,7 +124,8 @@ class Programs:
             row_labels=self._head._loss_each_row, sample_inputs=int(self._head._takes_positions),
         )
 
-    def _graphs(self, training, *, gradient, loss, output, taps_gradient):
+    def _graphs(self, training: bool, *, gradient: bool, loss: bool, output: bool,
+                taps_gradient: bool) -> list[_core.Graph]:
         """Return the graph, or that before and that behind the foreign layers."""
         graphs, passed = [_core.Graph(self.store, training)], 0
         taps, given = self.declare_rows(graphs[0], taps_gradient)
@@ -131,26 +151,26 @@ class Programs:
             graphs[-1].loss(head._build_loss(graphs[-1], head_prefix, outputs))
         return graphs
 
-    def declare_rows(self, graph, gradient):
-        """Declare the taps, and return the early block's inputs; and the rows of positions that come with them, or None."""
+    def declare_rows(self, graph: _core.Graph, gradient: bool) -> tuple[list[int], int | None]:
+        """Declare the taps, return the early block's inputs, and the rows of positions with them, or None."""
         taps, channels = self._early._declare_in_network(graph, gradient), given_positions(self._late)
         space = graph.value_space(taps[-1])
         return taps, None if channels is None else graph.input("positions", space, channels, gradient)
 
-    def advance(self, graph, prefix, block, stream):
+    def advance(self, graph: _core.Graph, prefix: str, block: Any, stream: Any) -> Any:
         """Add a late block to a graph, and return the stream behind it."""
         return block._advance(graph, prefix, stream, **self._options(block))
 
-    def _declare_behind(self, graph, layer, gradient):
+    def _declare_behind(self, graph: _core.Graph, layer: ForeignLayer, gradient: bool) -> int:
         """Declare what the last foreign layer gives."""
         space = graph.grid("pixels") if self._early.images else graph.space("tokens")
         return graph.input("x", space, layer.out_features, gradient)
 
-    def _build(self, graph, prefix, block, inputs):
+    def _build(self, graph: _core.Graph, prefix: str, block: Block, inputs: Sequence[int]) -> int:
         """Add a block to a graph, and return its output."""
         return block._build(graph, prefix, inputs, **self._options(block))
 
-    def _options(self, block):
+    def _options(self, block: Any) -> dict[str, Any]:
         return {"bfloat16": self._bfloat16} if block._is_frozen else {}
 
 
@@ -165,18 +185,22 @@ class Seq2SeqPrograms(Programs):
         Whether frozen blocks multiply in bfloat16.
     """
 
-    def __init__(self, encoder, encoder_norm, decoder, late, norm, head, bfloat16=False):
+    _head: LanguageHead
+
+    def __init__(self, encoder: MTSA, encoder_norm: RMSNorm, decoder: MTSA, late: Sequence[LateLayer], norm: RMSNorm,
+                 head: LanguageHead, bfloat16: bool = False) -> None:
         self._encoder, self._encoder_norm = encoder, encoder_norm
         self._decoder, self._late, self._norm, self._head = decoder, late, norm, head
         self._bfloat16 = bfloat16
         self._begin()
 
-    def parts(self):
+    def parts(self) -> list[tuple[str, Any]]:
         late = [(f"late.{number}.", layer) for number, layer in enumerate(self._late)]
         return [("encoder.", self._encoder), ("encoder_norm.", self._encoder_norm), ("decoder.", self._decoder), *late,
                 ("norm.", self._norm), ("head.", self._head)]
 
-    def _graphs(self, training, *, gradient, loss, output, taps_gradient):
+    def _graphs(self, training: bool, *, gradient: bool, loss: bool, output: bool,
+                taps_gradient: bool) -> list[_core.Graph]:
         graph = _core.Graph(self.store, training)
         spaces = {"encoder": graph.space("encoder"), "decoder": graph.space("decoder")}
         taps = {name: [graph.input(f"{name}_tap{number}", spaces[name], channels, taps_gradient)

@@ -1,11 +1,17 @@
 """Networks on disk: the trained weights in model.safetensors, what else makes the network in config.json."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _core
+from .._typing import LateType, PathLike, Record, StateDict
 from ..blocks import (
     MTSA,
     BasicBlock,
@@ -28,6 +34,11 @@ from ..blocks.language_head import LanguageHead
 from ..checks import write_files
 from ..features import Features
 
+if TYPE_CHECKING:
+    from .network import Network
+    from .seq2seq_network import Seq2SeqSideNetwork
+    from .side_network import SideNetwork
+
 FORMAT_VERSION = 1
 _TITLES = {"SideNetwork": "side network", "Seq2SeqSideNetwork": "seq2seq side network"}
 _PARTS = {"SideNetwork": ("early",), "Seq2SeqSideNetwork": ("encoder", "decoder", "eps")}
@@ -36,12 +47,13 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FOREIGN = "Late"  # type of layers that are computed outside the core; their weights stay outside, too
 
 _EARLY = {"MTSA": MTSA}
-_LATE = {kind.__name__: kind for kind in (TransformerLayer, T5Block, Bottleneck, BasicBlock, LayerNorm, RMSNorm, Positions,
+_LATE = {kind.__name__: kind
+         for kind in (TransformerLayer, T5Block, Bottleneck, BasicBlock, LayerNorm, RMSNorm, Positions,
                                           Queries)}
 _HEADS = {kind.__name__: kind for kind in (Classifier, Detector, Embedding, Regressor, SpanPredictor, TokenClassifier)}
 
 
-def describe(network):
+def describe(network: SideNetwork) -> Record:
     """Return what makes an equal network, but for the trained weights, as JSON can hold it."""
     return {
         "early": _described(network.early),
@@ -53,7 +65,7 @@ def describe(network):
     }
 
 
-def describe_seq2seq(network):
+def describe_seq2seq(network: Seq2SeqSideNetwork) -> Record:
     """Return the same of a network with an encoder and a decoder."""
     return {
         "encoder": _described(network.encoder),
@@ -67,7 +79,7 @@ def describe_seq2seq(network):
     }
 
 
-def save(network, folder):
+def save(network: Network, folder: PathLike) -> None:
     """Write a network's folder."""
     safetensors = import_safetensors("saving a network")
     form = f"sherl.{type(network).__name__}"
@@ -78,7 +90,7 @@ def save(network, folder):
     write_files(folder, {WEIGHTS: weights, CONFIG: text.encode()})
 
 
-def load(kind, folder, backbone, late_dtype):
+def load(kind: type[Any], folder: PathLike, backbone: Any, late_dtype: LateType | None) -> Any:
     """Return the network of a folder."""
     safetensors = import_safetensors("loading a network")
     folder = Path(folder)
@@ -107,7 +119,7 @@ def load(kind, folder, backbone, late_dtype):
     return network
 
 
-def import_safetensors(purpose):
+def import_safetensors(purpose: str) -> ModuleType:
     """Return the safetensors functions for NumPy."""
     try:
         import safetensors.numpy
@@ -116,16 +128,17 @@ def import_safetensors(purpose):
     return safetensors.numpy
 
 
-def read_weights(safetensors, path):
+def read_weights(safetensors: ModuleType, path: PathLike) -> StateDict:
     """Return the arrays of a safetensors file by name."""
     content = _read(path)
     try:
-        return safetensors.load(content)
+        arrays: StateDict = safetensors.load(content)
+        return arrays
     except Exception as error:  # its own error type, and those of what its numpy layer calls
         raise ValueError(f"{path} is not a whole safetensors file of real numbers: {error}") from error
 
 
-def read_config(path, kind="SideNetwork"):
+def read_config(path: PathLike, kind: str = "SideNetwork") -> Record:
     """Return the settings of the folder of such a network, of a form that this version knows."""
     try:
         config = json.loads(_read(path).decode())
@@ -147,18 +160,18 @@ def read_config(path, kind="SideNetwork"):
     return config
 
 
-def _read(path):
+def _read(path: PathLike) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
 
 
-def _described(block):
+def _described(block: Any) -> Record:
     return {"type": type(block).__name__, "settings": block.settings}
 
 
-def _offered(backbone):
+def _offered(backbone: Any) -> list[Any]:
     """Return the layers that a backbone, or a sequence, offers."""
     layers = getattr(backbone, "layers", backbone)
     if layers is None:
@@ -173,15 +186,16 @@ def _offered(backbone):
     return list(layers)
 
 
-def _build(kind, config, backbone, stored):
+def _build(kind: type[Any], config: Record, backbone: Any, stored: int) -> SideNetwork:
     """Return the network of a configuration beside which so many numbers are stored."""
     early, head = _made(config["early"], _EARLY), _made(config["head"], _HEADS)
     late = _late_layers(config["late"], _offered(backbone))
     _check_stored((early, *late, head), stored)
-    return kind(early, late, head, seed=config["seed"], late_dtype=config["late_dtype"])
+    network: SideNetwork = kind(early, late, head, seed=config["seed"], late_dtype=config["late_dtype"])
+    return network
 
 
-def _build_seq2seq(kind, config, backbone, stored):
+def _build_seq2seq(kind: type[Any], config: Record, backbone: Any, stored: int) -> Seq2SeqSideNetwork:
     """Return the same of a network with an encoder and a decoder."""
     encoder, decoder = (_made(config[name], _EARLY) for name in ("encoder", "decoder"))
     late = _late_layers(config["late"], list(getattr(backbone, "decoder_layers", ())))
@@ -196,30 +210,31 @@ def _build_seq2seq(kind, config, backbone, stored):
     if made.fingerprint != head.get("frozen"):
         raise ValueError("the language-model head of backbone is not the one that the network was trained with")
     _check_stored((encoder, decoder, *late), stored)
-    return kind(encoder, decoder, late, made, eps=config["eps"], seed=config["seed"], late_dtype=config["late_dtype"],
-                backbone=backbone)
+    network: Seq2SeqSideNetwork = kind(encoder, decoder, late, made, eps=config["eps"], seed=config["seed"],
+                                       late_dtype=config["late_dtype"], backbone=backbone)
+    return network
 
 
-def _check_stored(blocks, stored):
+def _check_stored(blocks: Iterable[Any], stored: int) -> None:
     """Raise where blocks have more numbers than are stored; only config.json vouches for their sizes."""
     least = sum(block._least_parameters() for block in blocks)
     if least > stored:
         raise ValueError(f"it has {least:,} parameters or more, but {WEIGHTS} holds {stored:,} numbers")
 
 
-def _late_layers(entries, layers):
+def _late_layers(entries: Any, layers: list[Any]) -> list[Any]:
     if not isinstance(entries, list):
         raise ValueError("late must be a list")
     return [_late(number, entry, layers) for number, entry in enumerate(entries)]
 
 
-def _made(entry, kinds):
+def _made(entry: Any, kinds: Mapping[str, type[Any]]) -> Any:
     if not isinstance(entry, dict) or entry.get("type") not in kinds or not isinstance(entry.get("settings"), dict):
         raise ValueError(f"a block must have a type among {', '.join(kinds)} and settings, got {str(entry)[:80]}")
     return kinds[entry["type"]](**entry["settings"])
 
 
-def _late(number, entry, layers):
+def _late(number: int, entry: Any, layers: list[Any]) -> Any:
     foreign = isinstance(entry, dict) and entry.get("type") == FOREIGN
     described = None if foreign else _made(entry, _LATE)
     if not foreign and entry.get("frozen") is None:
@@ -233,7 +248,7 @@ def _late(number, entry, layers):
     raise ValueError(f"no layer of backbone has the weights that late layer {number} was trained with")
 
 
-def _same_shape(layer, described, entry):
+def _same_shape(layer: Any, described: Any, entry: Any) -> bool:
     if described is None:
         return isinstance(layer, ForeignLayer) and layer.settings == entry.get("settings")
     if type(layer) is not type(described):

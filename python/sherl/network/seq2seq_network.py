@@ -1,9 +1,27 @@
 """Seq2SeqSideNetwork: an MTSA on a frozen encoder and one on a frozen decoder, the last decoder block, the LM head."""
 
+from __future__ import annotations
+
 import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .._typing import (
+    Array,
+    ArrayLike,
+    ByteCount,
+    LateType,
+    Loss,
+    Optimizer,
+    PathLike,
+    Record,
+    Schedule,
+    Source,
+    StateDict,
+    Uint16As,
+)
 from ..backbones.pairs import pair_fingerprint, pair_source, read_pair_taps
 from ..blocks.language_head import LanguageHead
 from ..blocks.mtsa import MTSA
@@ -15,14 +33,21 @@ from ..features.layout import Layout
 from ..features.seq2seq import Seq2SeqFeatures
 from ..training import scoring
 from ..training.budget import read_budget
+from ..training.callbacks import Callback
 from ..training.fit import Fit
+from ..training.history import History
 from ..training.labelled import Labelled
 from ..training.optimizers import NO_DECAY, OptimizerSettings
+from ..training.scoring import Metrics
 from ..training.stepper import Stepper
 from . import memory, saving
 from .generation import generate
 from .network import Network, read_late_dtype
 from .programs import Seq2SeqPrograms
+
+if TYPE_CHECKING:
+    from ..backbones.backbone import Backbone
+    from .generation import StepPrograms
 
 __all__ = ["Seq2SeqSideNetwork"]
 
@@ -65,8 +90,12 @@ class Seq2SeqSideNetwork(Network):
         What the features that the network was trained on were taken from.
     """
 
-    def __init__(self, encoder, decoder, late, lm_head, scale=1.0, *, label_smoothing=0.0, eps=1e-6,
-                 encoder_norm=None, decoder_norm=None, seed=0, late_dtype="float32", backbone=None):
+    head: LanguageHead
+
+    def __init__(self, encoder: MTSA, decoder: MTSA, late: Iterable[T5Block], lm_head: ArrayLike | LanguageHead,
+                 scale: float = 1.0, *, label_smoothing: float = 0.0, eps: float = 1e-6,
+                 encoder_norm: ArrayLike | None = None, decoder_norm: ArrayLike | None = None, seed: int = 0,
+                 late_dtype: LateType = "float32", backbone: Backbone | None = None) -> None:
         for name, block in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(block, MTSA):
                 raise TypeError(f"{name} must be an MTSA, got {type(block).__name__}")
@@ -78,9 +107,9 @@ class Seq2SeqSideNetwork(Network):
         self.norm = RMSNorm(decoder.out_features, eps)
         self.seed = seed_number(seed)
         self.late_dtype = read_late_dtype(late_dtype)
-        self.features_source = None
+        self.features_source: Record | None = None
         self.backbone = backbone
-        self._generation = None  # compiled when first asked for
+        self._generation: StepPrograms | None = None  # compiled when first asked for
         self._lock = threading.RLock()
         self._check_blocks()
         for name, norm, values in (("encoder_norm", self.encoder_norm, encoder_norm),
@@ -92,8 +121,9 @@ class Seq2SeqSideNetwork(Network):
         self._gather()
 
     @classmethod
-    def from_backbone(cls, backbone, hidden=None, *, encoder_taps=None, decoder_taps=None, label_smoothing=0.0, seed=0,
-                      late_dtype="float32"):
+    def from_backbone(cls, backbone: Backbone, hidden: int | None = None, *, encoder_taps: Sequence[int] | None = None,
+                      decoder_taps: Sequence[int] | None = None, label_smoothing: float = 0.0, seed: int = 0,
+                      late_dtype: LateType = "float32") -> Seq2SeqSideNetwork:
         """Make the network of a T5 backbone as the method's authors do, with the last decoder block as the late one.
 
         Parameters
@@ -123,22 +153,23 @@ class Seq2SeqSideNetwork(Network):
         hidden = max(features // 8, 1) if hidden is None else hidden
         encoder, decoder = (MTSA(len(taps), features, hidden, down="gated", eps=1e-6)
                             for taps in (encoder_taps, decoder_taps))
-        network = cls(encoder, decoder, backbone.decoder_layers[-1:], language.lm_head, language.scale,
-                      label_smoothing=label_smoothing, eps=backbone.layers[0].eps,
+        late = cast("Sequence[T5Block]", backbone.decoder_layers[-1:])
+        network = cls(encoder, decoder, late, language.lm_head, language.scale,
+                      label_smoothing=label_smoothing, eps=cast(T5Block, backbone.layers[0]).eps,
                       encoder_norm=backbone._norm["weight"], decoder_norm=language.norm, seed=seed,
                       late_dtype=late_dtype, backbone=backbone)
         network.features_source = pair_source(backbone, encoder_taps, decoder_taps)
         return network
 
     @property
-    def taps(self):
+    def taps(self) -> dict[str, Any] | None:
         """The states that the network reads, {"encoder_taps": …, "decoder_taps": …}, for `extract_pairs`; or None."""
         source = self.features_source
         if source is None:
             return None
         return {"encoder_taps": source.get("states"), "decoder_taps": source.get("decoder_states")}
 
-    def _check_blocks(self):
+    def _check_blocks(self) -> None:
         for name, block in (("encoder", self.encoder), ("decoder", self.decoder)):
             if block.images or block._pooled:
                 raise ValueError(f"{name} must take tokens and give one row for each, not images or towers")
@@ -165,14 +196,15 @@ class Seq2SeqSideNetwork(Network):
         if len({id(block) for _, block in trained}) < len(trained):
             raise ValueError("encoder, decoder and trainable layers of late must be different blocks")
 
-    def _blocks(self):
+    def _blocks(self) -> list[tuple[str, Any]]:
         late = [(f"late[{number}]", layer) for number, layer in enumerate(self.late)]
         return [("encoder", self.encoder), ("encoder_norm", self.encoder_norm), ("decoder", self.decoder), *late,
                 ("norm", self.norm), ("head", self.head)]
 
     # Features and labels.
 
-    def _features(self, features, mask=None, positions=None, dtype=None):
+    def _features(self, features: Any, mask: ArrayLike | None = None, positions: ArrayLike | None = None,
+                  dtype: Uint16As = None) -> Any:
         if not isinstance(features, Seq2SeqFeatures):
             raise TypeError(f"features must be Seq2SeqFeatures, got {type(features).__name__}")
         for name, part, block in (("encoder", features.encoder, self.encoder),
@@ -183,13 +215,14 @@ class Seq2SeqSideNetwork(Network):
         self._check_source(features)
         return features
 
-    def _fingerprint_of(self, backbone):
+    def _fingerprint_of(self, backbone: Backbone) -> str:
         return pair_fingerprint(backbone)
 
-    def _sources(self, features, batch):
+    def _sources(self, features: Seq2SeqFeatures, batch: Any) -> list[Source]:
         return features.sources(batch)
 
-    def _labelled(self, features, labels=None, sample_weight=None, name="labels", own_loss=False):
+    def _labelled(self, features: Seq2SeqFeatures, labels: Any = None, sample_weight: ArrayLike | None = None,
+                  name: str = "labels", own_loss: bool = False) -> Labelled:
         """Return features with labels, their own where None are given, as the training takes them."""
         features = self._features(features)
         if labels is None:
@@ -207,12 +240,19 @@ class Seq2SeqSideNetwork(Network):
 
     # Training.
 
-    def fit(self, features, labels=None, *, epochs=3, batch_size=32, learning_rate=1e-3, optimizer="adamw",
-            weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0, accumulate=1,
-            betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None, metrics=None,
-            monitor=None, patience=None, restore_best=None, callbacks=(), progress=True, sample_weight=None, seed=0,
-            bucket_by_length=False, checkpoint=None, checkpoint_every=None, resume_from=None, memory_budget=None,
-            loss=None, learning_rate_factors=None, weight_decay_factors=None, ema=None):
+    def fit(self, features: Seq2SeqFeatures, labels: Sequence[ArrayLike] | None = None, *, epochs: int = 3,
+            batch_size: int = 32, learning_rate: float = 1e-3, optimizer: Optimizer = "adamw",
+            weight_decay: float = 0.01, no_decay: Sequence[str] = NO_DECAY, schedule: Schedule = "linear",
+            warmup: float = 0.06, clip_norm: float | None = 1.0, accumulate: int = 1,
+            betas: Sequence[float] = (0.9, 0.999), momentum: float = 0.0, step_every: int | None = None,
+            step_factor: float = 0.1, validation: Any = None, metrics: Metrics = None, monitor: str | None = None,
+            patience: int | None = None, restore_best: bool | None = None,
+            callbacks: Callback | Iterable[Callback] = (), progress: bool = True,
+            sample_weight: ArrayLike | None = None, seed: int = 0, bucket_by_length: bool = False,
+            checkpoint: PathLike | None = None, checkpoint_every: int | None = None,
+            resume_from: PathLike | None = None, memory_budget: ByteCount | None = None, loss: Loss | None = None,
+            learning_rate_factors: Mapping[str, float] | None = None,
+            weight_decay_factors: Mapping[str, float] | None = None, ema: float | None = None) -> History:
         """Train the network.
 
         Parameters
@@ -254,21 +294,25 @@ class Seq2SeqSideNetwork(Network):
             checkpoint_every=checkpoint_every, resume_from=resume_from, memory_budget=memory_budget, loss=loss,
         ).run()
 
-    def _read_validation(self, validation, own_loss):
+    def _read_validation(self, validation: Any, own_loss: bool) -> Labelled | None:
         if validation is None:
             return None
-        given = validation if isinstance(validation, (tuple, list)) else (validation,)
+        given = validation if isinstance(validation, (tuple, list)) else (validation, None)
         if len(given) not in (1, 2):
             raise TypeError("validation must be features, or (features, labels)")
         try:
-            return self._labelled(*given, name="validation labels", own_loss=own_loss)
+            labels = given[1] if len(given) == 2 else None
+            return self._labelled(given[0], labels, name="validation labels", own_loss=own_loss)
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation: {error}") from error
 
-    def stepper(self, *, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, no_decay=(), betas=(0.9, 0.999),
-                eps=1e-8, momentum=0.0, clip_norm=None, schedule="constant", warmup=0, total_steps=0, step_every=None,
-                step_factor=0.1, seed=0, memory_budget=None, loss=None, learning_rate_factors=None,
-                weight_decay_factors=None, ema=None):
+    def stepper(self, *, optimizer: Optimizer = "adamw", learning_rate: float = 1e-3, weight_decay: float = 0.01,
+                no_decay: Sequence[str] = (), betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8,
+                momentum: float = 0.0, clip_norm: float | None = None, schedule: Schedule = "constant",
+                warmup: float = 0, total_steps: int = 0, step_every: int | None = None, step_factor: float = 0.1,
+                seed: int = 0, memory_budget: ByteCount | None = None, loss: Loss | None = None,
+                learning_rate_factors: Mapping[str, float] | None = None,
+                weight_decay_factors: Mapping[str, float] | None = None, ema: float | None = None) -> Seq2SeqStepper:
         """Make an object that takes one optimizer step at each call, for training loops of one's own.
 
         Parameters
@@ -294,7 +338,8 @@ class Seq2SeqSideNetwork(Network):
 
     # Outputs, scores, gradients.
 
-    def forward(self, features, *, batch_size=scoring.BATCH_SIZE, memory_budget=None):
+    def forward(self, features: Seq2SeqFeatures, *, batch_size: int = scoring.BATCH_SIZE,
+                memory_budget: ByteCount | None = None) -> list[Array]:
         """Compute the logits.
 
         Parameters
@@ -310,10 +355,11 @@ class Seq2SeqSideNetwork(Network):
         features = self._features(features)
         with self._lock:
             outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
-        return Layout(features.decoder, features.decoder).given(outputs)
+        return cast("list[Array]", Layout(features.decoder, features.decoder).given(outputs))
 
-    def evaluate(self, features, labels=None, *, metrics=None, sample_weight=None, batch_size=scoring.BATCH_SIZE,
-                 memory_budget=None):
+    def evaluate(self, features: Seq2SeqFeatures, labels: Sequence[ArrayLike] | None = None, *, metrics: Metrics = None,
+                 sample_weight: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
+                 memory_budget: ByteCount | None = None) -> dict[str, float]:
         """Compute the mean loss and metrics over the tokens that count.
 
         Parameters
@@ -333,7 +379,9 @@ class Seq2SeqSideNetwork(Network):
         with self._lock:
             return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget))
 
-    def loss_and_gradients(self, features, labels=None, *, training=False, sample_weight=None, seed=0):
+    def loss_and_gradients(self, features: Seq2SeqFeatures, labels: Sequence[ArrayLike] | None = None, *,
+                           training: bool = False, sample_weight: ArrayLike | None = None,
+                           seed: int = 0) -> tuple[float, StateDict]:
         """Compute the mean loss of a batch and its gradient.
 
         Parameters
@@ -356,9 +404,11 @@ class Seq2SeqSideNetwork(Network):
         with self._lock:
             program = self._programs.loss_gradient(flag(training, "training"))
             loss = program.gradient(*labelled.batch(), seed=seed_number(seed))
+            assert loss is not None, "the program has a loss"
             return loss, self._read_gradients(program)
 
-    def generate(self, inputs, max_new_tokens=32, num_beams=1, *, length_penalty=1.0, max_length=None, batch_size=16):
+    def generate(self, inputs: Sequence[Any], max_new_tokens: int = 32, num_beams: int = 1, *,
+                 length_penalty: float = 1.0, max_length: int | None = None, batch_size: int = 16) -> list[Any]:
         """Continue from the start token until the end token: the best word at each step, or beam search.
 
         The frozen decoder runs step by step and computes each position once: the keys and values of those before are
@@ -391,7 +441,8 @@ class Seq2SeqSideNetwork(Network):
         """
         return generate(self, inputs, max_new_tokens, num_beams, length_penalty, max_length, batch_size)
 
-    def memory_plan(self, *, batch_size=32, tokens=128, target_tokens=32, optimizer="adamw", memory_budget=None):
+    def memory_plan(self, *, batch_size: int = 32, tokens: int = 128, target_tokens: int = 32,
+                    optimizer: Optimizer = "adamw", memory_budget: ByteCount | None = None) -> memory.MemoryPlan:
         """Tell what memory training will take, above that of the taps.
 
         Parameters
@@ -412,16 +463,17 @@ class Seq2SeqSideNetwork(Network):
 
     # Disk.
 
-    def _described(self):
+    def _described(self) -> Record:
         return saving.describe_seq2seq(self)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         given = self.encoder, self.decoder, self.late, self.head
         norms = self.encoder_norm.state_dict()["weight"], self.norm.state_dict()["weight"]
         return _restored, (type(self), given, norms, self.norm.eps, self.seed, self.features_source, self.late_dtype)
 
     @classmethod
-    def from_pretrained(cls, folder, backbone=None, late_dtype=None):
+    def from_pretrained(cls, folder: PathLike, backbone: Backbone | None = None,
+                        late_dtype: LateType | None = None) -> Seq2SeqSideNetwork:
         """Load a network that `save_pretrained` wrote.
 
         Parameters
@@ -444,13 +496,18 @@ class Seq2SeqSideNetwork(Network):
         ImportError
             Without the safetensors package.
         """
-        return saving.load(cls, folder, backbone, late_dtype)
+        network: Seq2SeqSideNetwork = saving.load(cls, folder, backbone, late_dtype)
+        return network
 
 
 class Seq2SeqStepper(Stepper):
     """Takes optimizer steps: ``loss = step(features, labels=None)``. Made by `Seq2SeqSideNetwork.stepper`."""
 
-    def __call__(self, features, labels=None, *, sample_weight=None):
+    network: Seq2SeqSideNetwork
+
+    def __call__(  # type: ignore[override]  # features may come with their labels, and have no mask
+            self, features: Seq2SeqFeatures, labels: Sequence[ArrayLike] | None = None, *,
+                 sample_weight: ArrayLike | None = None) -> float:
         """Take one step on a batch.
 
         Parameters
@@ -468,14 +525,15 @@ class Seq2SeqStepper(Stepper):
         return self.step(labelled, [None])
 
 
-def _read_factors(values, features, name):
+def _read_factors(values: ArrayLike, features: int, name: str) -> Array:
     array = np.asarray(values)
     if array.shape != (features,):
         raise ValueError(f"{name} must have shape ({features},), got {array.shape}")
     return array
 
 
-def _restored(kind, given, norms, eps, seed, source, late_dtype):
+def _restored(kind: type[Seq2SeqSideNetwork], given: tuple[Any, ...], norms: tuple[Array, Array], eps: float, seed: int,
+              source: Record | None, late_dtype: LateType) -> Seq2SeqSideNetwork:
     network = kind(*given, eps=eps, encoder_norm=norms[0], decoder_norm=norms[1], seed=seed, late_dtype=late_dtype)
     network.features_source = source
     return network

@@ -1,24 +1,35 @@
 """SideNetwork: an MTSA on the taps of a frozen backbone, its last layers, and a head; what users train."""
 
+from __future__ import annotations
+
 import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._typing import ArrayLike, ByteCount, LateType, Loss, Optimizer, PathLike, Record, Schedule, Uint16As
+from ..blocks.foreign import ForeignLayer
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
-from ..blocks.foreign import ForeignLayer
 from ..checks import seed_number
-from ..features.features import as_features
+from ..features.features import Features, as_features
 from ..features.layout import Layout
+from ..training.callbacks import Callback
 from ..training.fit import Fit, read_validation
+from ..training.history import History
 from ..training.labelled import Labelled
 from ..training.optimizers import NO_DECAY, OptimizerSettings
+from ..training.scoring import Metrics
 from ..training.stepper import Stepper
 from . import memory, saving
 from .inference import Inference
 from .late_route import LATE, check_late, check_rows, queries_of
 from .network import Network, read_late_dtype
 from .programs import Programs
+
+if TYPE_CHECKING:
+    from ..blocks.late import LateLayer
 
 __all__ = ["SideNetwork"]
 
@@ -33,16 +44,17 @@ class SideNetwork(Inference, Network):
     ----------
     early : MTSA
         Its last tap is what the first late layer would have received in the backbone.
-    late : sequence of TransformerLayer, Bottleneck, BasicBlock, LayerNorm, RMSNorm, Positions, Queries or sherl.torch.Late
+    late : sequence of TransformerLayer, Bottleneck, BasicBlock, LayerNorm, RMSNorm, Positions, Queries or
+    sherl.torch.Late
         Any number of layers. Those of PyTorch stand side by side. Layers behind `Positions` may read positions; those
         behind `Queries` are a decoder, whose memory are the rows before.
     head : Classifier, Regressor, TokenClassifier, SpanPredictor, Embedding or Detector
     seed : int
         Of the first weights. Blocks that were used or loaded before keep their weights.
     late_dtype : {"float32", "bfloat16"}
-        In which the linear maps of frozen late layers multiply. With "bfloat16" their factors are rounded to eight bits,
-        sums stay in float32, and the weights are kept in both types; it is about twice as fast where the processor has
-        the AVX512-BF16 instructions (`show_config` tells), and not available elsewhere.
+        In which the linear maps of frozen late layers multiply. With "bfloat16" their factors are rounded to eight
+        bits, sums stay in float32, and the weights are kept in both types; it is about twice as fast where the
+        processor has the AVX512-BF16 instructions (`show_config` tells), and not available elsewhere.
 
     Attributes
     ----------
@@ -52,7 +64,8 @@ class SideNetwork(Inference, Network):
         What the features that the network was trained on were taken from.
     """
 
-    def __init__(self, early, late=(), head=None, seed=0, late_dtype="float32"):
+    def __init__(self, early: MTSA, late: Iterable[LateLayer] = (), head: Head | None = None, seed: int = 0,
+                 late_dtype: LateType = "float32") -> None:
         if not isinstance(early, MTSA):
             raise TypeError(f"early must be an MTSA, got {type(early).__name__}")
         if not isinstance(head, Head):
@@ -62,13 +75,13 @@ class SideNetwork(Inference, Network):
         self.early, self.late, self.head = early, list(late), head
         self.seed = seed_number(seed)
         self.late_dtype = read_late_dtype(late_dtype)
-        self.features_source = None
+        self.features_source: Record | None = None
         self._lock = threading.RLock()
         self._check_blocks()
         self._programs = Programs(early, self.late, head, bfloat16=late_dtype == "bfloat16")
         self._gather()
 
-    def _check_blocks(self):
+    def _check_blocks(self) -> None:
         width, queries = self.early.out_features, queries_of(self.late)
         if width != self.early.features[-1] and not self.early._pooled:
             raise ValueError(f"early must have the {self.early.features[-1]} out_features of its last tap, got {width}")
@@ -94,35 +107,42 @@ class SideNetwork(Inference, Network):
         if len({id(block) for _, block in trained}) < len(trained):
             raise ValueError("late must not hold a trainable layer twice")
 
-    def _blocks(self):
+    def _blocks(self) -> list[tuple[str, Any]]:
         late = [(f"late[{number}]", layer) for number, layer in enumerate(self.late)]
         return [("early", self.early), *late, ("head", self.head)]
 
     # Rows.
 
-    def _features(self, taps, mask=None, positions=None, dtype=None):
+    def _features(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None,
+                  positions: ArrayLike | None = None, dtype: Uint16As = None) -> Features:
         features = as_features(taps, mask, positions, dtype=dtype)
         check_rows(self.early, self.late, features)
         self._check_source(features)
         self.head._positions_read(features.positions)
         return features
 
-    def _output_rows(self, lengths):
+    def _output_rows(self, lengths: Any) -> Any:
         queries = queries_of(self.late)
         return self.head._rows_of(lengths if queries is None else np.full_like(lengths, queries))
 
-    def _layout(self, taps, features):
+    def _layout(self, taps: Features | Sequence[ArrayLike], features: Features) -> Layout:
         return Layout(taps, features, queries_of(self.late))
 
     # Training.
 
-    def fit(self, taps, labels, mask=None, *, positions=None, epochs=3, batch_size=32, learning_rate=1e-3,
-            optimizer="adamw", weight_decay=0.01, no_decay=NO_DECAY, schedule="linear", warmup=0.06, clip_norm=1.0,
-            accumulate=1, betas=(0.9, 0.999), momentum=0.0, step_every=None, step_factor=0.1, validation=None,
-            metrics=None, monitor=None, patience=None, restore_best=None, callbacks=(), progress=True,
-            sample_weight=None, seed=0, bucket_by_length=False, checkpoint=None, checkpoint_every=None,
-            resume_from=None, memory_budget=None, loss=None, dtype=None, learning_rate_factors=None,
-            weight_decay_factors=None, ema=None):
+    def fit(self, taps: Features | Sequence[ArrayLike], labels: ArrayLike, mask: ArrayLike | None = None, *,
+            positions: ArrayLike | None = None, epochs: int = 3, batch_size: int = 32, learning_rate: float = 1e-3,
+            optimizer: Optimizer = "adamw", weight_decay: float = 0.01, no_decay: Sequence[str] = NO_DECAY,
+            schedule: Schedule = "linear", warmup: float = 0.06, clip_norm: float | None = 1.0, accumulate: int = 1,
+            betas: Sequence[float] = (0.9, 0.999), momentum: float = 0.0, step_every: int | None = None,
+            step_factor: float = 0.1, validation: Sequence[Any] | None = None, metrics: Metrics = None,
+            monitor: str | None = None, patience: int | None = None, restore_best: bool | None = None,
+            callbacks: Callback | Iterable[Callback] = (), progress: bool = True,
+            sample_weight: ArrayLike | None = None, seed: int = 0, bucket_by_length: bool = False,
+            checkpoint: PathLike | None = None, checkpoint_every: int | None = None,
+            resume_from: PathLike | None = None, memory_budget: ByteCount | None = None, loss: Loss | None = None,
+            dtype: Uint16As = None, learning_rate_factors: Mapping[str, float] | None = None,
+            weight_decay_factors: Mapping[str, float] | None = None, ema: float | None = None) -> History:
         """Train the network.
 
         The same arguments give the same bits, whatever the number of threads. An interrupt (Ctrl-C) ends the training
@@ -188,8 +208,8 @@ class SideNetwork(Inference, Network):
         seed : int
             Of the order of the samples and of dropout.
         bucket_by_length : bool
-            Whether a batch holds samples of about one length. Nothing is gained in time, as there is no padding to save,
-            and less mixed batches may learn less well.
+            Whether a batch holds samples of about one length. Nothing is gained in time, as there is no padding to
+            save, and less mixed batches may learn less well.
         checkpoint : str or path-like, optional
             Folder for the state of the training, from which it can be resumed.
         checkpoint_every : int, optional
@@ -207,11 +227,11 @@ class SideNetwork(Inference, Network):
             the samples of a batch: ``loss(outputs, targets) -> (value, gradient)``. It gets the head's outputs, float32
             of shape (samples, outputs), and the labels of these samples as they were given; `gradient` is that of the
             value with respect to the outputs. Where the head has an output for every row, `outputs` holds the rows of
-            the samples one after the other, and a third argument, `lengths`, how many each has. `sherl.losses` has some.
-            Each batch is computed twice, to its outputs and then again with the backward part, and takes no more memory. With `accumulate` a step takes the
-            mean over its batches, weighted by their samples; so does the validation loss, over batches of `batch_size`
-            in order. Metrics are none unless asked for, and then read the labels as the head does. `sample_weight` is
-            refused.
+            the samples one after the other, and a third argument, `lengths`, how many each has. `sherl.losses` has
+            some. Each batch is computed twice, to its outputs and then again with the backward part, and takes no more
+            memory. With `accumulate` a step takes the mean over its batches, weighted by their samples; so does the
+            validation loss, over batches of `batch_size` in order. Metrics are none unless asked for, and then read the
+            labels as the head does. `sample_weight` is refused.
         dtype : {None, "bfloat16"}
             How to take uint16 taps.
         learning_rate_factors, weight_decay_factors : dict of str to float, optional
@@ -219,8 +239,8 @@ class SideNetwork(Inference, Network):
             ``{"head.*": 0.1}``. The first pattern that fits counts; 0 keeps parameters as they are.
         ema : float, optional
             Decay of a moving average of the weights, 0.9998 say: after each step it becomes ``ema`` times itself and
-            ``1 - ema`` times the weights. It is what is evaluated, and what the network has at the end; steps go on from
-            the weights themselves. One copy of the weights more.
+            ``1 - ema`` times the weights. It is what is evaluated, and what the network has at the end; steps go on
+            from the weights themselves. One copy of the weights more.
 
         Returns
         -------
@@ -243,17 +263,21 @@ class SideNetwork(Inference, Network):
         own = loss is not None
         labelled = Labelled(self, taps, labels, mask, positions, sample_weight, dtype, own_loss=own)
         return Fit(
-            self, labelled, read_validation(self, validation, dtype, own), settings, epochs=epochs, batch_size=batch_size,
+            self, labelled, read_validation(self, validation, dtype, own), settings, epochs=epochs,
+            batch_size=batch_size,
             accumulate=accumulate, metrics=metrics, monitor=monitor, patience=patience, restore_best=restore_best,
             callbacks=callbacks, progress=progress, seed=seed, bucket_by_length=bucket_by_length, checkpoint=checkpoint,
             checkpoint_every=checkpoint_every, resume_from=resume_from, memory_budget=memory_budget,
             loss=loss,
         ).run()
 
-    def stepper(self, *, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, no_decay=(), betas=(0.9, 0.999),
-                eps=1e-8, momentum=0.0, clip_norm=None, schedule="constant", warmup=0, total_steps=0, step_every=None,
-                step_factor=0.1, seed=0, memory_budget=None, loss=None, learning_rate_factors=None,
-                weight_decay_factors=None, ema=None):
+    def stepper(self, *, optimizer: Optimizer = "adamw", learning_rate: float = 1e-3, weight_decay: float = 0.01,
+                no_decay: Sequence[str] = (), betas: Sequence[float] = (0.9, 0.999), eps: float = 1e-8,
+                momentum: float = 0.0, clip_norm: float | None = None, schedule: Schedule = "constant",
+                warmup: float = 0, total_steps: int = 0, step_every: int | None = None, step_factor: float = 0.1,
+                seed: int = 0, memory_budget: ByteCount | None = None, loss: Loss | None = None,
+                learning_rate_factors: Mapping[str, float] | None = None,
+                weight_decay_factors: Mapping[str, float] | None = None, ema: float | None = None) -> Stepper:
         """Make an object that takes one optimizer step at each call, for training loops of one's own.
 
         Parameters
@@ -287,7 +311,8 @@ class SideNetwork(Inference, Network):
         )
         return Stepper(self, settings, total_steps=total_steps, seed=seed, memory_budget=memory_budget, loss=loss)
 
-    def memory_plan(self, *, batch_size=32, tokens=128, optimizer="adamw", memory_budget=None):
+    def memory_plan(self, *, batch_size: int = 32, tokens: int | tuple[int, int] = 128, optimizer: Optimizer = "adamw",
+                    memory_budget: ByteCount | None = None) -> memory.MemoryPlan:
         """Tell what memory training will take, above that of the taps.
 
         Parameters
@@ -313,24 +338,25 @@ class SideNetwork(Inference, Network):
         with self._lock:
             return memory.plan(self, batch_size, memory.sample_of(self.early, tokens), optimizer, memory_budget)
 
-    def _described(self):
+    def _described(self) -> Record:
         return saving.describe(self)
 
-    def __reduce__(self):
-        return _restored, (type(self), self.early, self.late, self.head, self.seed, self.features_source, self.late_dtype)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.early, self.late, self.head, self.seed, self.features_source,
+                           self.late_dtype)
 
     # Disk.
 
     @classmethod
-    def from_pretrained(cls, folder, backbone=None, late_dtype=None):
+    def from_pretrained(cls, folder: PathLike, backbone: Any = None, late_dtype: LateType | None = None) -> SideNetwork:
         """Load a network that `save_pretrained` wrote.
 
         Parameters
         ----------
         folder : str or path-like
         backbone : backbone of `load_backbone`, Features, or sequence of blocks, optional
-            Where the frozen late layers, norms and tables are; needed when the network has some. Of features it is their
-            `layers`.
+            Where the frozen late layers, norms and tables are; needed when the network has some. Of features it is
+            their `layers`.
         late_dtype : {None, "float32", "bfloat16"}
             As for the network itself; that of the saved network when None.
 
@@ -346,10 +372,12 @@ class SideNetwork(Inference, Network):
         ImportError
             Without the safetensors package.
         """
-        return saving.load(cls, folder, backbone, late_dtype)
+        network: SideNetwork = saving.load(cls, folder, backbone, late_dtype)
+        return network
 
 
-def _restored(kind, early, late, head, seed, source, late_dtype):
+def _restored(kind: type[SideNetwork], early: MTSA, late: list[LateLayer], head: Head, seed: int, source: Record | None,
+              late_dtype: LateType) -> SideNetwork:
     network = kind(early, late, head, seed, late_dtype)
     network.features_source = source
     return network

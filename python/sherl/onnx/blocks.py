@@ -1,13 +1,20 @@
 """The blocks of a network in nodes of ONNX, padded: `mask` is bool of shape (batch, tokens), or None."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+
+from .._typing import Record
+from .writer import Weights, Writer
 
 LEFT_OUT = -1e30  # score of a key that is left out: finite, so that a row that sees no key does not become NaN
 
 
-def adapter(w, settings, taps, mask):
+def adapter(w: Weights, settings: Record, taps: Sequence[str], mask: str | None) -> str:
     """The Multi-Tiered Sensing Adapter; w: Weights."""
     writer, spatial = w.writer, settings["guidance"] == "spatial"
     features = taps[: settings["taps"]]
@@ -26,7 +33,7 @@ def adapter(w, settings, taps, mask):
     return writer.add(y, writer.multiply(taps[-1], gate))
 
 
-def _down(w, settings, number, x):
+def _down(w: Weights, settings: Record, number: int, x: str) -> str:
     writer, place = w.writer, f"down.{number}"
     if settings["down"] == "gated":
         z = writer.relu(w.linear(f"{place}.proj", x))
@@ -38,7 +45,7 @@ def _down(w, settings, number, x):
     return norm(f"{place}.norm", w.linear(place, x), settings["down_norm_eps"])
 
 
-def _over_tokens(w, settings, number, x, guide, mask):
+def _over_tokens(w: Weights, settings: Record, number: int, x: str, guide: str, mask: str | None) -> str:
     writer = w.writer
     u = writer.relu(w.linear(f"spatial.{number}", writer.multiply(x, writer.unsqueeze(guide, 1))))
     u = writer.squeeze(u, -1)
@@ -53,7 +60,7 @@ def _over_tokens(w, settings, number, x, guide, mask):
     return writer.add(mixed, base)
 
 
-def _guidance(w, settings, x, guide, dimensions):
+def _guidance(w: Weights, settings: Record, x: str, guide: str, dimensions: int) -> str:
     """x: (…, shallow features, hidden), guide: (…, hidden), which has so many dimensions."""
     writer, eps = w.writer, settings["eps"]
     length = writer.node("ReduceL2", x, writer.whole(-1), keepdims=1)
@@ -74,7 +81,7 @@ def _guidance(w, settings, x, guide, dimensions):
     return writer.add(mixed, guide)
 
 
-def _up(w, settings, g):
+def _up(w: Weights, settings: Record, g: str) -> str:
     writer, norm = w.writer, settings["up_norm"]
     y = w.linear("up", g if norm == "batchnorm" else writer.relu(g))
     if norm == "batchnorm":
@@ -82,7 +89,8 @@ def _up(w, settings, g):
     return w.layer_norm("up.norm", y, settings["up_norm_eps"]) if norm == "layernorm" else y
 
 
-def transformer_layer(w, settings, x, mask, positions=None, memory=None, memory_positions=None, memory_mask=None):
+def transformer_layer(w: Weights, settings: Record, x: str, mask: str | None, positions: str | None = None, memory=None,
+                      memory_positions=None, memory_mask=None) -> str:
     """A transformer layer, with the options of all families."""
     positions = positions if settings["positions"] else None
     memory_positions = memory_positions if settings["memory_positions"] else None
@@ -93,7 +101,7 @@ def transformer_layer(w, settings, x, mask, positions=None, memory=None, memory_
     return _sublayer(w, settings, "feed_forward", x, lambda n: _feed_forward(w, settings, n))
 
 
-def _sublayer(w, settings, name, x, function):
+def _sublayer(w: Weights, settings: Record, name: str, x: str, function: Callable[[str], str]) -> str:
     norm = w.layer_norm if settings["norm"] == "layernorm" else w.rms_norm
     post = settings["placement"] == "post"
     f = function(x if post else norm(f"{name}_norm", x, settings["eps"]))
@@ -105,14 +113,14 @@ def _sublayer(w, settings, name, x, function):
     return norm(f"{name}_norm", y, settings["eps"]) if post else y
 
 
-def _feed_forward(w, settings, n):
+def _feed_forward(w: Weights, settings: Record, n: str) -> str:
     if not settings["gated"]:
         return w.linear("down", w.writer.activate(w.linear("up", n), settings["activation"]))
     gate = w.writer.activate(w.linear("gate", n), settings["activation"])
     return w.linear("down", w.writer.multiply(gate, w.linear("up", n)))
 
 
-def _heads(w, settings, prefix, asking, asked, told):
+def _heads(w: Weights, settings: Record, prefix: str, asking, asked, told):
     """Queries, keys and values, (batch, heads, rows, channels of a head)."""
     writer, key_heads = w.writer, settings["key_heads"]
     parts = (("query", asking, settings["heads"]), ("key", asked, key_heads), ("value", told, key_heads))
@@ -122,7 +130,7 @@ def _heads(w, settings, prefix, asking, asked, told):
     )
 
 
-def _shared(writer, settings, key, value):
+def _shared(writer: Writer, settings: Record, key, value):
     """Keys and values, one head for each of the queries'."""
     heads, key_heads = settings["heads"], settings["key_heads"]
     if key_heads == heads:
@@ -131,22 +139,22 @@ def _shared(writer, settings, key, value):
     return (writer.node("Gather", each, shared, axis=1) for each in (key, value))
 
 
-def _scores(writer, settings, query, key):
+def _scores(writer: Writer, settings: Record, query, key):
     return writer.multiply(writer.node("MatMul", query, writer.transpose(key, 0, 1, 3, 2)), settings["scale"])
 
 
-def _mixed(w, settings, prefix, scores, value):
+def _mixed(w: Weights, settings: Record, prefix: str, scores, value):
     writer = w.writer
     mixed = writer.node("MatMul", writer.node("Softmax", scores, axis=-1), value)
     rows = writer.reshape(writer.transpose(mixed, 0, 2, 1, 3), 0, 0, settings["heads"] * settings["head_size"])
     return w.linear(prefix + "output", rows)
 
 
-def _added(writer, x, positions):
+def _added(writer: Writer, x: str, positions: str | None):
     return x if positions is None else writer.add(x, positions)
 
 
-def _attend_to(w, settings, n, positions, memory, memory_positions, mask):
+def _attend_to(w: Weights, settings: Record, n: str, positions: str | None, memory, memory_positions, mask: str | None):
     writer = w.writer
     query, key, value = _heads(w, settings, "cross_", _added(writer, n, positions),
                                _added(writer, memory, memory_positions), memory)
@@ -157,7 +165,7 @@ def _attend_to(w, settings, n, positions, memory, memory_positions, mask):
     return _mixed(w, settings, "cross_", scores, value)
 
 
-def _attend(w, settings, n, mask, positions):
+def _attend(w: Weights, settings: Record, n: str, mask: str | None, positions: str | None) -> str:
     writer = w.writer
     placed = _added(writer, n, positions)
     query, key, value = _heads(w, settings, "", placed, placed, n)
@@ -178,7 +186,7 @@ def _attend(w, settings, n, mask, positions):
     return _mixed(w, settings, "", scores, value)
 
 
-def queries(w, settings, x):
+def queries(w: Weights, settings: Record, x: str):
     """The rows that enter a decoder, for every sample of x, and their positions or None."""
     writer = w.writer
     places = w["positions"] if settings["positions"] else None
@@ -187,7 +195,7 @@ def queries(w, settings, x):
     return writer.node("Expand", writer.constant(start), shape), places
 
 
-def _turn(writer, settings, x, place):
+def _turn(writer: Writer, settings: Record, x: str, place: str) -> str:
     """Rotary positions: x (batch, heads, tokens, channels of a head)."""
     half, size = settings["rotary_dimensions"] // 2, settings["head_size"]
     speed = np.array(settings["rotary_speeds"])
@@ -195,13 +203,13 @@ def _turn(writer, settings, x, place):
     turns = writer.unsqueeze(angle, 1)
     cosine, sine = (writer.cast(writer.node(kind, turns), "float32") for kind in ("Cos", "Sin"))
     lengths = writer.whole(half, half, size - 2 * half) if size > 2 * half else writer.whole(half, half)
-    a, b, *rest = writer.node("Split", x, lengths, outputs=3 if size > 2 * half else 2, axis=-1)
+    a, b, *rest = writer.split("Split", x, lengths, outputs=3 if size > 2 * half else 2, axis=-1)
     first = writer.subtract(writer.multiply(a, cosine), writer.multiply(b, sine))
     second = writer.add(writer.multiply(b, cosine), writer.multiply(a, sine))
     return writer.node("Concat", first, second, *rest, axis=-1)
 
 
-def _bucket(writer, settings, distance):
+def _bucket(writer: Writer, settings: Record, distance: str) -> str:
     """Bucket of a relative position; in float32, as the published weights were trained."""
     count, zero = settings["position_buckets"], writer.constant(0, np.int64)
     first = None
@@ -222,12 +230,12 @@ def _bucket(writer, settings, distance):
     return bucket if first is None else writer.node("Add", bucket, first)
 
 
-def norm(w, settings, x, mask):
+def norm(w: Weights, settings: Record, x: str, mask: str | None) -> str:
     """A norm of every row."""
     return (w.layer_norm if settings["kind"] == "LayerNorm" else w.rms_norm)("", x, settings["eps"])
 
 
-def bottleneck(w, settings, x, mask):
+def bottleneck(w: Weights, settings: Record, x: str, mask: str | None) -> str:
     """A bottleneck block of a ResNet, its batch norms folded in, channels last."""
     writer, stride, first = w.writer, settings["stride"], settings.get("stride_first", False)
     x = writer.transpose(x, 0, 3, 1, 2)
@@ -237,7 +245,7 @@ def bottleneck(w, settings, x, mask):
     return writer.transpose(writer.relu(writer.add(w.convolution("expand", z), short)), 0, 2, 3, 1)
 
 
-def basic_block(w, settings, x, mask):
+def basic_block(w: Weights, settings: Record, x: str, mask: str | None) -> str:
     """A basic block of a ResNet, its batch norms folded in, channels last."""
     writer, stride = w.writer, settings["stride"]
     x = writer.transpose(x, 0, 3, 1, 2)
@@ -247,7 +255,7 @@ def basic_block(w, settings, x, mask):
     return writer.transpose(writer.relu(z), 0, 2, 3, 1)
 
 
-def pooled_head(w, settings, x, dimensions, mask, positions):
+def pooled_head(w: Weights, settings: Record, x: str, dimensions: int, mask: str | None, positions: str | None) -> str:
     """A head with one row a sample; x has so many dimensions."""
     writer = w.writer
     if settings["kind"] == "Embedding":
@@ -258,7 +266,7 @@ def pooled_head(w, settings, x, dimensions, mask, positions):
     return w.linear("", x)
 
 
-def _embed(w, settings, x, dimensions, mask, positions):
+def _embed(w: Weights, settings: Record, x: str, dimensions: int, mask: str | None, positions: str | None) -> str:
     writer = w.writer
     if dimensions > 2 and settings["pool"] == "gpo":
         x = _by_rank(w, _rows(writer, w.linear("", x), dimensions), mask)
@@ -273,7 +281,7 @@ def _embed(w, settings, x, dimensions, mask, positions):
     return writer.multiply(x, math.exp(float(w.array("log_scale")[0])) / settings["temperature"])
 
 
-def _by_rank(w, x, mask):
+def _by_rank(w: Weights, x: str, mask: str | None) -> str:
     """Generalized pooling: each channel's values, sorted, with weights learned for every rank."""
     writer = w.writer
     rank = _positions_of(writer, x, None)  # (1, rows)
@@ -285,7 +293,7 @@ def _by_rank(w, x, mask):
         inside = writer.node("Less", rank, rows)
         x = writer.where(writer.unsqueeze(mask, -1), x, -np.inf)
     inside = writer.unsqueeze(inside, -1)
-    ordered, _ = writer.node("TopK", x, writer.length(x, 1), outputs=2, axis=1, largest=1, sorted=1)
+    ordered, _ = writer.split("TopK", x, writer.length(x, 1), outputs=2, axis=1, largest=1, sorted=1)
     ordered = writer.where(inside, ordered, 0.0)
     speed = writer.constant(10000.0 ** (-np.arange(8) / 8), np.float64)
     below = writer.node("Sub", writer.node("Sub", rows, writer.constant(1, np.int64)), rank)
@@ -299,7 +307,7 @@ def _by_rank(w, x, mask):
     return writer.sum(writer.multiply(shares, ordered), 1)
 
 
-def row_head(w, settings, x, mask):
+def row_head(w: Weights, settings: Record, x: str, mask: str | None) -> str:
     """A head with an output for every row."""
     writer = w.writer
     if settings["kind"] == "Detector":
@@ -313,20 +321,20 @@ def row_head(w, settings, x, mask):
     return outputs if mask is None else writer.where(writer.unsqueeze(mask, -1), outputs, 0.0)
 
 
-def _window_pool(writer, x, size):
+def _window_pool(writer: Writer, x: str, size: int) -> str:
     """Maximum plus mean of windows side by side, channels last."""
     x = writer.transpose(x, 0, 3, 1, 2)
-    window = {"kernel_shape": [size] * 2, "strides": [size] * 2}
+    window: dict[str, Any] = {"kernel_shape": [size] * 2, "strides": [size] * 2}
     pooled = writer.add(writer.node("MaxPool", x, **window), writer.node("AveragePool", x, **window))
     return writer.transpose(pooled, 0, 2, 3, 1)
 
 
-def _unit_rows(writer, x):
+def _unit_rows(writer: Writer, x: str) -> str:
     length = writer.node("ReduceL2", x, writer.whole(-1), keepdims=1)
     return writer.divide(x, writer.node("Max", length, writer.constant(np.finfo(np.float32).tiny)))
 
 
-def _rows(writer, x, dimensions):
+def _rows(writer: Writer, x: str, dimensions: int) -> str:
     """Pixels of images as rows."""
     if dimensions == 3:
         return x
@@ -334,7 +342,7 @@ def _rows(writer, x, dimensions):
     return writer.node("Reshape", x, shape)
 
 
-def _positions_of(writer, x, mask):
+def _positions_of(writer: Writer, x: str, mask: str | None) -> str:
     """Number of each row among those that are meant, int64 of shape (batch or 1, tokens)."""
     one = writer.constant(1, np.int64)
     if mask is not None:
@@ -344,7 +352,7 @@ def _positions_of(writer, x, mask):
     return writer.unsqueeze(writer.node("Range", writer.constant(0, np.int64), tokens, one), 0)
 
 
-def _chosen_row(writer, x, mask, which, positions=None):
+def _chosen_row(writer: Writer, x: str, mask: str | None, which: str, positions: str | None = None) -> str:
     """The first row that is meant, the last, or that of a number: (batch, channels)."""
     place = _positions_of(writer, x, mask)
     if which == "first":
@@ -352,7 +360,7 @@ def _chosen_row(writer, x, mask, which, positions=None):
     elif which == "last":
         wanted = writer.node("ReduceMax", place, writer.whole(1), keepdims=1)
     else:
-        wanted = writer.unsqueeze(positions, 1)
+        wanted = writer.unsqueeze(str(positions), 1)
     found = writer.node("Equal", place, wanted)
     if mask is not None:
         found = writer.node("And", found, mask)
@@ -360,7 +368,7 @@ def _chosen_row(writer, x, mask, which, positions=None):
     return writer.squeeze(writer.node("MatMul", writer.unsqueeze(writer.cast(found, "float32"), 1), x), 1)
 
 
-def _pooled(writer, x, dimensions, mask, how, positions):
+def _pooled(writer: Writer, x: str, dimensions: int, mask: str | None, how: str, positions: str | None) -> str:
     """One row a sample of tokens, of the pixels of images, or of what has one row already."""
     if dimensions == 2:
         return x

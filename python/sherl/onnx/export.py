@@ -1,13 +1,17 @@
 """Trained networks as ONNX files."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..blocks.residual import BasicBlock, Bottleneck
+from .._typing import PathLike, Record
 from ..blocks.foreign import ForeignLayer
 from ..blocks.norm import LayerNorm, RMSNorm
 from ..blocks.queries import Positions, Queries
+from ..blocks.residual import BasicBlock, Bottleneck
 from ..blocks.transformer import TransformerLayer
 from ..checks import flag, write_files
 from ..network.late_route import given_positions, queries_of
@@ -16,12 +20,15 @@ from ..network.weights_of_blocks import described, weights_of_block
 from . import blocks
 from .writer import IR_VERSION, OPSET, Weights, Writer
 
+if TYPE_CHECKING:
+    pass
+
 __all__ = ["to_onnx"]
 
 _KINDS = {Bottleneck: blocks.bottleneck, BasicBlock: blocks.basic_block, LayerNorm: blocks.norm, RMSNorm: blocks.norm}
 
 
-def to_onnx(network, path, mask=True):
+def to_onnx(network: SideNetwork, path: PathLike, mask: bool = True) -> None:
     """Write a network as an ONNX file, to be served without sherl.
 
     The inputs are ``tap0``, ``tap1`` …, float32 of shape (batch, tokens, channels), or images
@@ -67,7 +74,7 @@ def to_onnx(network, path, mask=True):
         shape.insert(1, queries_of(network.late) or "tokens")
     kinds = {"mask": np.bool_, "positions": np.int64}
 
-    def value(name, shape):
+    def value(name: str, shape: list[Any]) -> Any:
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(kinds.get(name, np.float32)))
         return helper.make_tensor_value_info(name, kind, shape)
 
@@ -80,7 +87,7 @@ def to_onnx(network, path, mask=True):
     write_files(path.parent, {path.name: model.SerializeToString()})
 
 
-def _inputs(network, masked):
+def _inputs(network: SideNetwork, masked: bool) -> dict[str, list[Any]]:
     """Return the shape of each input by name."""
     early, inputs = network.early, {}
     for number, channels in enumerate(early.features):
@@ -97,8 +104,8 @@ def _inputs(network, masked):
     return inputs
 
 
-def _write(network, writer, taps, mask):
-    def part(block):
+def _write(network: SideNetwork, writer: Writer, taps: list[str], mask: str | None) -> str:
+    def part(block: Any) -> tuple[Weights, Record]:
         return Weights(writer, weights_of_block(block)[0]), described(block)
 
     early, head = network.early, network.head

@@ -1,22 +1,31 @@
 """Taps of any ONNX model by the names of its tensors, computed by ONNX Runtime."""
 
+from __future__ import annotations
+
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._typing import Array, ArrayLike, Element, PathLike
 from ..checks import flag, one_of, whole_number
 from ..features.features import read_sequence
 from ..features.parts import TapParts
 from ..training.progress import PATIENCE, progress_bar
 
+if TYPE_CHECKING:
+    from ..features.features import Features
+
 __all__ = ["extract"]
 
 
-def extract(model, inputs, taps, *, mask="attention_mask", images="nchw", batch_size=32, dtype="float32",
-            providers=("CPUExecutionProvider",), progress=True):
+def extract(model: PathLike | bytes, inputs: Mapping[str, ArrayLike] | Iterable[Mapping[str, ArrayLike]],
+            taps: Sequence[str], *, mask: str = "attention_mask", images: str = "nchw", batch_size: int = 32,
+            dtype: Element = "float32", providers: Sequence[str] = ("CPUExecutionProvider",),
+            progress: bool = True) -> Features:
     """Run an ONNX model and keep some of the tensors inside it.
 
     Parameters
@@ -76,7 +85,7 @@ def extract(model, inputs, taps, *, mask="attention_mask", images="nchw", batch_
     return parts.features({"backbone": fingerprint, "states": names})
 
 
-def _open(model, taps, providers):
+def _open(model: PathLike | bytes, taps: list[str], providers: list[str]) -> tuple[Any, str]:
     """Return a session that gives the taps, and the SHA-256 of the model."""
     try:
         import onnx
@@ -107,14 +116,14 @@ def _open(model, taps, providers):
     return session, hashlib.sha256(content).hexdigest()
 
 
-def _read(path):
+def _read(path: PathLike) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist") from None
 
 
-def _pieces(inputs, batch_size):
+def _pieces(inputs: Mapping[str, ArrayLike], batch_size: int) -> Iterator[dict[str, Array]]:
     """Yield the samples of one batch, some at a time."""
     arrays = {str(name): np.asarray(values) for name, values in inputs.items()}
     sizes = {len(array) if array.ndim else 0 for array in arrays.values()}

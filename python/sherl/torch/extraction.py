@@ -1,12 +1,18 @@
 """Taps of any module of PyTorch by forward hooks."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from .._typing import Array, Element
+from ..blocks.late import LateLayer
 from ..checks import flag, one_of
-from ..features.features import read_sequence
+from ..features.features import Features, read_sequence
 from ..features.parts import TapParts
 from ..training.progress import PATIENCE, progress_bar
 from .known import own_layer
@@ -16,11 +22,14 @@ from .tensors import first_tensor, to_array
 __all__ = ["extract"]
 
 _LABELS = ("labels", "label")
+Hook: TypeAlias = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 _STORED = ("float32", "float16", "bfloat16", "int8")
 
 
-def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nchw", call=None, dtype="float32",
-            progress=True):
+def extract(module: torch.nn.Module, loader: Iterable[Any], taps: Sequence[str], late: str | Sequence[str] = (), *,
+            mask: str | Callable[[Any], Any] = "attention_mask", images: str = "nchw",
+            call: Callable[[torch.nn.Module, Any], object] | None = None, dtype: Element = "float32",
+            progress: bool = True) -> Features | tuple[Features, list[LateLayer]]:
     """Run a module over batches and keep the outputs of some of its submodules.
 
     The module runs as it is, on its device, in evaluation mode and without gradients; its modes come back afterwards.
@@ -84,14 +93,17 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with torch.no_grad(), progress_bar(flag(progress, "progress"), _length(loader), "extract", delay=PATIENCE) as bar:
+        with torch.no_grad(), progress_bar(flag(progress, "progress"), _length(loader), "extract",
+                                           delay=PATIENCE) as bar:
             for batch in loader:
-                states = hooks.of(lambda batch=batch: _call(module, _moved(batch, device), call))
+                states = hooks.of(partial(_call, module, _moved(batch, device), call))
                 parts.add([to_array(state) for state in states], _mask_of(batch, mask))
                 bar.update(1)
         features = parts.features({"backbone": fingerprint_of(module), "states": names})
-        layers = [own_layer(layers_of[name]) or Late(layers_of[name], *hooks.widths(name, images), images=images)
-                  for name in late]
+        layers: list[LateLayer] = [
+            own_layer(layers_of[name]) or Late(layers_of[name], *hooks.widths(name, images), images=images)
+            for name in late
+        ]
     finally:
         hooks.remove()
         for part, mode in modes.items():
@@ -102,14 +114,16 @@ def extract(module, loader, taps, late=(), *, mask="attention_mask", images="nch
 class _Hooks:
     """Hooks on submodules, that keep what these were given or gave in one call of the whole."""
 
-    def __init__(self, layers, taps, late):
-        self._taps, self._states, self._widths = taps, {}, {}
+    def __init__(self, layers: dict[str, torch.nn.Module], taps: list[str], late: list[str]) -> None:
+        self._taps = taps
+        self._states: dict[str, torch.Tensor] = {}
+        self._widths: dict[str, list[torch.Size]] = {}
         self._hooks = [layers[name.removesuffix(":input")].register_forward_hook(self._keep(name), with_kwargs=True)
                        for name in taps]
         self._hooks += [layers[name].register_forward_hook(self._measure(name), with_kwargs=True) for name in late]
 
-    def _keep(self, name):
-        def hook(layer, arguments, keywords, output):
+    def _keep(self, name: str) -> Hook:
+        def hook(layer: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             if name in self._states:
                 raise ValueError(f"taps must be submodules that run once in a call; {name!r} ran twice")
             state = _entering(name, arguments, keywords) if name.endswith(":input") else first_tensor(output, name)
@@ -117,14 +131,14 @@ class _Hooks:
 
         return hook
 
-    def _measure(self, name):
-        def hook(layer, arguments, keywords, output):
+    def _measure(self, name: str) -> Hook:
+        def hook(layer: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             self._widths[name] = [tensor.shape for tensor in
                                   (_entering(name, arguments, keywords), first_tensor(output, name))]
 
         return hook
 
-    def of(self, call):
+    def of(self, call: Callable[[], object]) -> list[torch.Tensor]:
         """Return the states of one call, in the order of the taps."""
         self._states.clear()
         call()
@@ -133,25 +147,25 @@ class _Hooks:
             raise ValueError(f"taps must be submodules that run; {', '.join(map(repr, missing))} did not")
         return [self._states[name] for name in self._taps]
 
-    def widths(self, name, images):
+    def widths(self, name: str, images: str) -> list[int]:
         """Return the channels of what a submodule was given, and of what it gave."""
         if name not in self._widths:
             raise ValueError(f"late must be submodules that run; {name!r} did not")
         return [int(shape[1] if len(shape) == 4 and images == "nchw" else shape[-1]) for shape in self._widths[name]]
 
-    def remove(self):
+    def remove(self) -> None:
         for hook in self._hooks:
             hook.remove()
 
 
-def _entering(name, arguments, keywords):
+def _entering(name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> torch.Tensor:
     given = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
     if not given:
         raise TypeError(f"{name} must be given a tensor, got none")
     return given[0]
 
 
-def _call(module, batch, call):
+def _call(module: torch.nn.Module, batch: Any, call: Callable[[torch.nn.Module, Any], object] | None) -> object:
     if call is not None:
         return call(module, batch)
     if isinstance(batch, Mapping):
@@ -159,7 +173,7 @@ def _call(module, batch, call):
     return module(*batch) if isinstance(batch, (tuple, list)) else module(batch)
 
 
-def _moved(batch, device):
+def _moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, torch.Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
@@ -167,10 +181,10 @@ def _moved(batch, device):
     return type(batch)(_moved(value, device) for value in batch) if type(batch) in (tuple, list) else batch
 
 
-def _mask_of(batch, mask):
+def _mask_of(batch: Any, mask: str | Callable[[Any], Any]) -> Array | None:
     found = mask(batch) if callable(mask) else batch.get(mask) if isinstance(batch, Mapping) else None
     return None if found is None else np.asarray(found.cpu() if torch.is_tensor(found) else found)
 
 
-def _length(loader):
+def _length(loader: Any) -> int | None:
     return len(loader) if hasattr(loader, "__len__") else None

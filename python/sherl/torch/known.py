@@ -1,8 +1,13 @@
 """Modules that sherl has a layer of its own for, which runs in its core."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import torch
 
+from .._typing import Array
 from ..blocks.residual import BasicBlock, Bottleneck, ResidualBlock
 from ..blocks.transformer import TransformerLayer
 from .tensors import first_tensor, to_array, weights_of
@@ -10,7 +15,7 @@ from .tensors import first_tensor, to_array, weights_of
 _TOLERANCE = 1e-4
 
 
-def own_layer(module):
+def own_layer(module: torch.nn.Module) -> TransformerLayer | Bottleneck | None:
     """Return sherl's own frozen layer of a module's weights, or None where there is none that gives the same.
 
     Known are layers of BERT, ViT and their kin in transformers, and blocks of ResNets. The layer shares the weights
@@ -28,7 +33,7 @@ def own_layer(module):
     return layer if layer is not None and _same(layer, module) else None
 
 
-def _transformer(module, arrays):
+def _transformer(module: Any, arrays: dict[str, Array]) -> TransformerLayer | None:
     parts = list(module.modules())
     heads = [part.num_attention_heads for part in parts if hasattr(part, "num_attention_heads")]
     configurations = [part.config for part in parts if hasattr(part, "config")]
@@ -40,13 +45,13 @@ def _transformer(module, arrays):
     return make(arrays, heads[0], activation=configurations[0].hidden_act, eps=norms[0].eps)
 
 
-def _residual_block(module, arrays):
+def _residual_block(module: Any, arrays: dict[str, Array]) -> Any:
     kind, stride = Bottleneck if "conv3.weight" in arrays else BasicBlock, module.stride
     return kind.from_resnet(arrays, stride=stride[0] if isinstance(stride, (tuple, list)) else stride,
                             eps=module.bn1.eps)
 
 
-def _same(layer, module):
+def _same(layer: TransformerLayer | Bottleneck, module: Any) -> bool:
     """Compare a layer with the module it stands for, which must be in evaluation mode."""
     images = isinstance(layer, ResidualBlock)
     shape = (2, 6, 4, layer.features) if images else (2, 7, layer.features)

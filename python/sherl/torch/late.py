@@ -1,13 +1,18 @@
 """Modules of PyTorch as frozen late layers of a side network."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
+from .._typing import Array, Bools, Integers, Record
 from ..blocks.foreign import ForeignLayer
 from ..checks import one_of, whole_number
-from ..features.rows import offsets_of, pixels_of
+from ..features.rows import Segments, offsets_of, pixels_of
 from .tensors import first_tensor, real_array, to_array, weights_of
 
 __all__ = ["Late"]
@@ -44,7 +49,9 @@ class Late(ForeignLayer):
     module, features, out_features, call, images
     """
 
-    def __init__(self, module, features, out_features=None, *, call=None, images="nchw"):
+    def __init__(self, module: torch.nn.Module, features: int, out_features: int | None = None, *,
+                 call: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor | None], Any] | None = None,
+                 images: str = "nchw") -> None:
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
         if call is not None and not callable(call):
@@ -55,26 +62,26 @@ class Late(ForeignLayer):
         )
         self.module, self.call = module, call
         self.images = one_of(images, "images", ("nchw", "nhwc"))
-        self._fingerprint = None
+        self._fingerprint: str | None = None
 
     @property
-    def settings(self):
+    def settings(self) -> Record:
         return {"features": self.features, "out_features": self.out_features, "images": self.images}
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of the kind of module and of its parameters and buffers, in hexadecimal."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint_of(self.module)
         return self._fingerprint
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Late({type(self.module).__name__}, {self.features}, {self.out_features}, frozen)"
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Late:
         return self  # it never changes
 
-    def __call__(self, x, mask=None):
+    def __call__(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the output.
 
         Parameters
@@ -90,16 +97,17 @@ class Late(ForeignLayer):
         output = self.module(x) if self.call is None else self.call(self.module, x, mask)
         return first_tensor(output, type(self.module).__name__)
 
-    def _frozen_count(self):
+    def _frozen_count(self) -> int:
         return sum(tensor.numel() for tensor in self.module.parameters())
 
-    def _segments(self, segments):
+    def _segments(self, segments: Segments) -> Segments:
         if segments.sizes is None:
             return segments
         x = np.zeros((int(segments.offsets[-1]), self.features), np.float32)
         return self._run(x, segments, False)[1]
 
-    def _run(self, x, segments, gradient):
+    def _run(self, x: Array, segments: Segments,
+             gradient: bool) -> tuple[Array, Segments, Callable[[Array], Array] | None]:
         groups = _groups(segments, padded=self.call is not None)
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
@@ -121,7 +129,7 @@ class Late(ForeignLayer):
             y[group.output_rows] = real_array(output.reshape(-1, self.out_features))[group.kept]
         return y, segments, (lambda dy: self._pull(x, groups, runs, dy)) if gradient else None
 
-    def _run_group(self, x, group, gradient):
+    def _run_group(self, x: Array, group: _Group, gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the input of the module, a leaf, and its output, (batch, tokens, channels) or images channels last."""
         tensors = (tensor for tensor in weights_of(self.module).values() if tensor.is_floating_point())
         like = next(tensors, torch.from_numpy(x))
@@ -143,7 +151,7 @@ class Late(ForeignLayer):
                              f"{tuple(output.shape)}")
         return given, output
 
-    def _pull(self, x, groups, runs, dy):
+    def _pull(self, x: Array, groups: list[_Group], runs: list[tuple[torch.Tensor, torch.Tensor]], dy: Array) -> Array:
         dx = np.empty_like(x)
         for group, (given, output) in zip(groups, runs):
             cotangent = np.zeros((output.numel() // self.out_features, self.out_features), dy.dtype)
@@ -169,17 +177,17 @@ class _Group:
         Which rows of the padded tensor these are.
     """
 
-    def __init__(self, segments, samples, shape, mask):
+    def __init__(self, segments: Segments, samples: Integers, shape: tuple[int, ...], mask: Bools | None) -> None:
         self.samples, self.shape, self.mask = samples, shape, mask
         self.rows = _rows_of(segments, samples)
         self.output_rows = self.rows
         self.kept = slice(None) if mask is None else mask.ravel()
 
-    def place_outputs(self, segments):
+    def place_outputs(self, segments: Segments) -> None:
         self.output_rows = _rows_of(segments, self.samples)
 
 
-def _groups(segments, padded):
+def _groups(segments: Segments, padded: bool) -> list[_Group]:
     lengths = np.diff(segments.offsets)
     if padded and segments.sizes is None:
         return _padded_groups(segments, lengths)
@@ -190,7 +198,7 @@ def _groups(segments, padded):
             for samples, shape in zip(groups, shapes)]
 
 
-def _padded_groups(segments, lengths):
+def _padded_groups(segments: Segments, lengths: Integers) -> list[_Group]:
     """Cut samples, sorted by length, into groups that take no more than `PADDED_ROWS` rows with their padding."""
     order, groups = np.argsort(-lengths, kind="stable"), []
     while len(order):
@@ -202,14 +210,14 @@ def _padded_groups(segments, lengths):
     return groups
 
 
-def _rows_of(segments, samples):
+def _rows_of(segments: Segments, samples: Integers) -> Integers:
     lengths = np.diff(segments.offsets)[samples]
     starts = segments.offsets[samples]
     ends = offsets_of(lengths)
     return np.repeat(starts - ends[:-1], lengths) + np.arange(ends[-1])
 
 
-def fingerprint_of(module):
+def fingerprint_of(module: torch.nn.Module) -> str:
     """Return the SHA-256 of the kind of a module and of its parameters and buffers, in hexadecimal."""
     digest = hashlib.sha256(type(module).__qualname__.encode())
     for name, tensor in sorted(weights_of(module).items()):

@@ -4,15 +4,19 @@ Weights have the names that sherl gives them; `mask` is bool of shape (batch, to
 None.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 LEFT_OUT = -1e30  # score of a key that is left out: finite, so that a row that sees no key does not become NaN
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu,
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "tanh": torch.tanh,
 }  # fmt: skip
@@ -30,45 +34,46 @@ class Part(nn.Module):
         Names of those that are parameters which ask for gradients; the others are buffers.
     """
 
-    def __init__(self, settings, tensors, trained=()):
+    def __init__(self, settings: dict[str, Any], tensors: dict[str, Tensor], trained: Collection[str] = ()) -> None:
         super().__init__()
         self.settings = settings
         for name, tensor in tensors.items():
             *path, leaf = name.split(".")
-            owner = self
+            owner: nn.Module = self
             for place in path:
                 if place not in owner._modules:
                     owner.add_module(place, nn.Module())
-                owner = owner._modules[place]
+                owner = cast(nn.Module, owner._modules[place])
             if name in trained:
                 owner.register_parameter(leaf, nn.Parameter(tensor))
             else:
                 owner.register_buffer(leaf, tensor)
 
-    def tensor(self, name):
+    def tensor(self, name: str) -> Any:
         """Return a weight, or None where there is none of the name."""
         *path, leaf = name.split(".")
-        owner = self
+        owner: nn.Module = self
         for place in path:
-            owner = owner._modules.get(place)
-            if owner is None:
+            part = owner._modules.get(place)
+            if part is None:
                 return None
+            owner = part
         return owner._parameters.get(leaf, owner._buffers.get(leaf))
 
-    def linear(self, place, x):
+    def linear(self, place: str, x: Tensor) -> Tensor:
         prefix = f"{place}." if place else ""
         return F.linear(x, self.tensor(f"{prefix}weight"), self.tensor(f"{prefix}bias"))
 
-    def layer_norm(self, place, x, eps):
+    def layer_norm(self, place: str, x: Tensor, eps: float) -> Tensor:
         prefix = f"{place}." if place else ""
         weight = self.tensor(f"{prefix}weight")
         return F.layer_norm(x, weight.shape, weight, self.tensor(f"{prefix}bias"), eps)
 
-    def rms_norm(self, place, x, eps):
+    def rms_norm(self, place: str, x: Tensor, eps: float) -> Tensor:
         scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
         return x * scale * self.tensor(f"{place}.weight" if place else "weight")
 
-    def batch_norm(self, place, x, eps):
+    def batch_norm(self, place: str, x: Tensor, eps: float) -> Tensor:
         mean, variance, weight, bias = (
             self.tensor(f"{place}.{leaf}") for leaf in ("running_mean", "running_var", "weight", "bias")
         )
@@ -76,14 +81,17 @@ class Part(nn.Module):
                             self.settings["momentum"], eps)
         return rows.reshape(x.shape)
 
-    def dropout(self, x):
+    def dropout(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.settings["dropout"], self.training)
 
 
 class Adapter(Part):
     """The Multi-Tiered Sensing Adapter (Diao et al., ECCV 2024) on tokens, images (channels last) or a tower."""
 
-    def forward(self, taps, mask=None):
+    gate: Tensor
+    spatial_gate: Tensor
+
+    def forward(self, taps: Sequence[Tensor], mask: Tensor | None = None) -> Tensor:
         settings = self.settings
         spatial = settings["guidance"] == "spatial"
         last = taps[-1]
@@ -98,7 +106,7 @@ class Adapter(Part):
         y = self.up_map(g)
         return y + last if spatial else y + torch.tanh(self.gate / settings["gate_temperature"]) * last
 
-    def down_map(self, number, x):
+    def down_map(self, number: int, x: Tensor) -> Tensor:
         settings, place = self.settings, f"down.{number}"
         if settings["down"] == "gated":
             z = F.relu(self.linear(f"{place}.proj", x))
@@ -108,7 +116,7 @@ class Adapter(Part):
         norm = self.layer_norm if settings["down"] == "layernorm" else self.batch_norm
         return norm(f"{place}.norm", self.linear(place, x), settings["down_norm_eps"])
 
-    def over_tokens(self, number, x, guide, mask):
+    def over_tokens(self, number: int, x: Tensor, guide: Tensor, mask: Tensor | None) -> Tensor:
         """Tokens of one tap weighted by how they agree with the guide, plus a base row: (batch, hidden)."""
         settings = self.settings
         u = F.relu(self.linear(f"spatial.{number}", x * guide.unsqueeze(1))).squeeze(-1)
@@ -119,7 +127,7 @@ class Adapter(Part):
             base = torch.sigmoid(self.spatial_gate[number] / settings["gate_temperature"]) * base
         return mixed + base
 
-    def guidance(self, x, guide):
+    def guidance(self, x: Tensor, guide: Tensor) -> Tensor:
         """x: (…, shallow features, hidden), guide: (…, hidden)."""
         eps = self.settings["eps"]
         unit = x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + eps)
@@ -134,7 +142,7 @@ class Adapter(Part):
             mixed = self.layer_norm("guide.mlp.norm", mixed, self.settings["down_norm_eps"])
         return mixed + guide
 
-    def up_map(self, g):
+    def up_map(self, g: Tensor) -> Tensor:
         norm, eps = self.settings["up_norm"], self.settings["up_norm_eps"]
         y = self.linear("up", g if norm == "batchnorm" else F.relu(g))
         if norm == "batchnorm":
@@ -147,7 +155,8 @@ class Adapter(Part):
 class Layer(Part):
     """A transformer layer, with the options of all families."""
 
-    def forward(self, x, mask=None, positions=None, memory=None, memory_positions=None, memory_mask=None):
+    def forward(self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, memory=None,
+                memory_positions=None, memory_mask=None) -> Tensor:
         positions = positions if self.settings["positions"] else None
         memory_positions = memory_positions if self.settings["memory_positions"] else None
         x = self.sublayer("attention", x, lambda n: self.attend(n, mask, positions))
@@ -155,7 +164,7 @@ class Layer(Part):
             x = self.sublayer("cross", x, lambda n: self.attend_to(n, positions, memory, memory_positions, memory_mask))
         return self.sublayer("feed_forward", x, self.feed_forward)
 
-    def sublayer(self, name, x, function):
+    def sublayer(self, name: str, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         settings = self.settings
         post = settings["placement"] == "post"
         f = self.dropout(function(x if post else self.norm(f"{name}_norm", x)))
@@ -165,17 +174,17 @@ class Layer(Part):
             f = f * self.tensor(f"{name}_scale.weight")
         return self.norm(f"{name}_norm", x + f) if post else x + f
 
-    def norm(self, place, x):
+    def norm(self, place: str, x: Tensor) -> Tensor:
         norm = self.layer_norm if self.settings["norm"] == "layernorm" else self.rms_norm
         return norm(place, x, self.settings["eps"])
 
-    def feed_forward(self, n):
+    def feed_forward(self, n: Tensor) -> Tensor:
         activation = ACTIVATIONS[self.settings["activation"]]
         if self.settings["gated"]:
             return self.linear("down", activation(self.linear("gate", n)) * self.linear("up", n))
         return self.linear("down", activation(self.linear("up", n)))
 
-    def heads_of(self, prefix, asking, asked, told):
+    def heads_of(self, prefix: str, asking, asked, told):
         settings = self.settings
         heads, key_heads, size = settings["heads"], settings["key_heads"], settings["head_size"]
         parts = (("query", asking, heads), ("key", asked, key_heads), ("value", told, key_heads))
@@ -185,20 +194,20 @@ class Layer(Part):
         shared = self.settings["heads"] // self.settings["key_heads"]
         return self.settings["scale"] * query @ key.repeat_interleave(shared, dim=1).transpose(-1, -2)
 
-    def mixed(self, prefix, scores, value):
+    def mixed(self, prefix: str, scores, value):
         settings = self.settings
         value = value.repeat_interleave(settings["heads"] // settings["key_heads"], dim=1)
         shares = F.dropout(torch.softmax(scores, dim=-1), settings["attention_dropout"], self.training)
         return self.linear(prefix + "output", (shares @ value).transpose(1, 2).flatten(-2))
 
-    def attend_to(self, n, positions, memory, memory_positions, mask):
+    def attend_to(self, n: Tensor, positions: Tensor | None, memory, memory_positions, mask: Tensor | None):
         query, key, value = self.heads_of("cross_", added(n, positions), added(memory, memory_positions), memory)
         scores = self.scores_of(query, key)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None, :], LEFT_OUT)
         return self.mixed("cross_", scores, value)
 
-    def attend(self, n, mask, positions):
+    def attend(self, n: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         settings, placed = self.settings, added(n, positions)
         query, key, value = self.heads_of("", placed, placed, n)
         place = positions_of(n, mask)  # (batch or 1, tokens)
@@ -214,7 +223,7 @@ class Layer(Part):
             scores = scores.masked_fill((distance > 0).unsqueeze(1), LEFT_OUT)
         return self.mixed("", scores, value)
 
-    def turn(self, x, place):
+    def turn(self, x: Tensor, place: Tensor) -> Tensor:
         """Rotary positions: x (batch, heads, tokens, channels of a head)."""
         speed = torch.tensor(self.settings["rotary_speeds"], dtype=torch.float64, device=x.device)
         half = len(speed)
@@ -223,7 +232,7 @@ class Layer(Part):
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat([a * cosine - b * sine, b * cosine + a * sine, rest], dim=-1)
 
-    def bucket(self, distance):
+    def bucket(self, distance: Tensor) -> Tensor:
         """Bucket of a relative position; in float32, as the published weights were trained."""
         count, furthest = self.settings["position_buckets"], self.settings["max_distance"]
         first = torch.zeros_like(distance)
@@ -249,7 +258,7 @@ class Positions(Part):
 class Queries(Part):
     """The queries of a decoder: the rows that enter it, and their positions or None."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor):
         tables = {name: self.tensor(name) for name in ("positions", "start")}
         places, start = (None if table is None else table.unsqueeze(0) for table in tables.values())
         start = torch.zeros_like(places) if start is None else start
@@ -259,7 +268,7 @@ class Queries(Part):
 class Norm(Part):
     """A norm of every row."""
 
-    def forward(self, x, mask=None):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         norm = self.layer_norm if self.settings["kind"] == "LayerNorm" else self.rms_norm
         return norm("", x, self.settings["eps"])
 
@@ -267,14 +276,14 @@ class Norm(Part):
 class Convolutions(Part):
     """A part that has convolutions, on images with the channels first."""
 
-    def convolve(self, place, x, **window):
+    def convolve(self, place: str, x: Tensor, **window: int) -> Tensor:
         return F.conv2d(x, self.tensor(f"{place}.weight"), self.tensor(f"{place}.bias"), **window)
 
 
 class Bottleneck(Convolutions):
     """A bottleneck block of a ResNet, its batch norms folded in, on images with the channels last."""
 
-    def forward(self, x, mask=None):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         stride, first = self.settings["stride"], self.settings.get("stride_first", False)
         x = x.permute(0, 3, 1, 2)
         z = F.relu(self.convolve("reduce", x, stride=stride if first else 1))
@@ -286,7 +295,7 @@ class Bottleneck(Convolutions):
 class BasicBlock(Convolutions):
     """A basic block of a ResNet, likewise."""
 
-    def forward(self, x, mask=None):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         stride = self.settings["stride"]
         x = x.permute(0, 3, 1, 2)
         z = F.relu(self.convolve("first", x, stride=stride, padding=1))
@@ -297,11 +306,12 @@ class BasicBlock(Convolutions):
 class Foreign(nn.Module):
     """A late layer that was a module of PyTorch before; samples are given to it as they are in training."""
 
-    def __init__(self, module, call, images):
+    def __init__(self, module: nn.Module, call: Callable[[nn.Module, Tensor, Tensor | None], Any] | None,
+                 images: str) -> None:
         super().__init__()
         self.module, self.call, self.images = module, call, images
 
-    def forward(self, x, mask=None):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         if x.ndim == 4:
             if self.images == "nhwc":
                 return self.run(x, None)
@@ -315,15 +325,15 @@ class Foreign(nn.Module):
             meant = torch.arange(x.shape[1], device=x.device) < lengths.unsqueeze(1)
             made = self.run(packed * meant.unsqueeze(-1), meant)
         else:
-            made = None
-            for length in lengths.unique().tolist():
+            made = x.new_zeros(0)
+            for number, length in enumerate(lengths.unique().tolist()):
                 alike = lengths == length
                 part = self.run(packed[alike, :length], None)
-                made = x.new_zeros(*x.shape[:2], part.shape[-1]) if made is None else made
+                made = made if number else x.new_zeros(*x.shape[:2], part.shape[-1])
                 made = made.index_put((alike,), F.pad(part, (0, 0, 0, x.shape[1] - length)))
         return torch.zeros_like(made).scatter(1, order.expand_as(made), made)
 
-    def run(self, x, mask):
+    def run(self, x: Tensor, mask: Tensor | None) -> Tensor:
         output = self.module(x) if self.call is None else self.call(self.module, x, mask)
         output = getattr(output, "last_hidden_state", output)
         return output[0] if isinstance(output, (tuple, list)) else output
@@ -332,7 +342,9 @@ class Foreign(nn.Module):
 class Pooled(Part):
     """A head with one row a sample: classes, numbers, or an embedding."""
 
-    def forward(self, x, mask=None, positions=None):
+    log_scale: Tensor
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         settings = self.settings
         if settings["kind"] == "Embedding":
             return self.embed(x, mask, positions)
@@ -341,7 +353,7 @@ class Pooled(Part):
             x = torch.tanh(self.linear("pooler", x))
         return self.linear("", self.dropout(x))
 
-    def embed(self, x, mask, positions):
+    def embed(self, x: Tensor, mask: Tensor | None, positions: Tensor | None) -> Tensor:
         settings = self.settings
         if x.ndim > 2 and settings["pool"] in ("max", "gpo"):
             x = self.linear("", self.dropout(x))
@@ -352,7 +364,7 @@ class Pooled(Part):
             x = unit_rows(x)
         return x if settings["temperature"] is None else x * (self.log_scale.exp() / settings["temperature"])
 
-    def by_rank(self, x, mask):
+    def by_rank(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Generalized pooling: each channel's values, sorted, with weights learned for every rank."""
         x = x.flatten(1, -2)
         mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
@@ -372,12 +384,12 @@ class Pooled(Part):
 class EachRow(Part):
     """A head with an output for every row: classes of tokens, spans, or boxes."""
 
-    def forward(self, x, mask=None, positions=None):
+    def forward(self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         x = self.dropout(x)
         outputs = self.detect(x) if self.settings["kind"] == "Detector" else self.linear("", x)
         return outputs if mask is None else outputs.masked_fill(~mask.unsqueeze(-1), 0)
 
-    def detect(self, x):
+    def detect(self, x: Tensor) -> Tensor:
         box = F.relu(self.linear("box.1", F.relu(self.linear("box.0", x))))
         parts = [self.linear("classes", x), torch.sigmoid(self.linear("box.2", box))]
         if self.settings["align"]:
@@ -388,11 +400,11 @@ class EachRow(Part):
 class Network(nn.Module):
     """A side network: outputs of the head from the taps of the frozen backbone."""
 
-    def __init__(self, early, late, head):
+    def __init__(self, early: nn.Module, late: Iterable[nn.Module], head: nn.Module) -> None:
         super().__init__()
         self.early, self.late, self.head = early, nn.ModuleList(late), head
 
-    def forward(self, taps, mask=None, positions=None):
+    def forward(self, taps: Sequence[Tensor], mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Compute the outputs of the head.
 
         Parameters
@@ -423,37 +435,37 @@ class Network(nn.Module):
         return self.head(x, mask if x.ndim == 3 else None, positions)
 
 
-def added(x, positions):
+def added(x: Tensor, positions: Tensor | None):
     return x if positions is None else x + positions
 
 
-def window_pool(x, size):
+def window_pool(x: Tensor, size: int) -> Tensor:
     """Maximum plus mean of windows side by side, channels last."""
     x = x.permute(0, 3, 1, 2)
     return (F.max_pool2d(x, size) + F.avg_pool2d(x, size)).permute(0, 2, 3, 1)
 
 
-def unit_rows(x):
+def unit_rows(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
 
 
-def positions_of(x, mask):
+def positions_of(x: Tensor, mask: Tensor | None) -> Tensor:
     """Number of each row among those that are meant, (batch or 1, tokens)."""
     if mask is None:
         return torch.arange(x.shape[1], device=x.device).unsqueeze(0)
     return mask.cumsum(dim=1) - 1
 
 
-def chosen_row(x, mask, which, positions=None):
+def chosen_row(x: Tensor, mask: Tensor | None, which: str, positions: Tensor | None = None) -> Tensor:
     """The first row that is meant, the last, or that of a number: (batch, channels)."""
     place = positions_of(x, mask)
     wanted = {"first": torch.zeros_like(place[:, :1]), "last": place[:, -1:]}.get(which)
-    wanted = positions.reshape(-1, 1) if wanted is None else wanted
+    wanted = cast(Tensor, positions).reshape(-1, 1) if wanted is None else wanted
     found = place == wanted if mask is None else (place == wanted) & mask
     return x[torch.arange(len(x), device=x.device), found.int().argmax(dim=1)]
 
 
-def pooled(x, mask, how, positions):
+def pooled(x: Tensor, mask: Tensor | None, how: str, positions: Tensor | None) -> Tensor:
     """One row a sample of tokens, of the pixels of images, or of what has one row already."""
     if x.ndim == 2:
         return x

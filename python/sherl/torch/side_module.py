@@ -1,10 +1,17 @@
 """Blocks and networks as modules of PyTorch, whose forward and backward run in sherl's core."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
 import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..blocks.block import Block
+from .. import _core
+from .._typing import Array, StateDict, Uint16As
+from ..blocks.block import AnyRows, Block, UnaryBlock
 from ..blocks.heads import Head
 from ..blocks.mtsa import MTSA
 from ..blocks.transformer import TransformerLayer
@@ -33,25 +40,25 @@ class SideModule(torch.nn.Module):
     block
     """
 
-    def __init__(self, block):
+    def __init__(self, block: SideNetwork | Block) -> None:
         super().__init__()
         if not isinstance(block, (SideNetwork, Block)):
             raise TypeError(f"block must be a SideNetwork or a block, got {type(block).__name__}")
         self.block = block
         for name, array in self._arrays().items():
             *path, leaf = name.split(".")
-            owner = self
+            owner: torch.nn.Module = self
             for part in path:
                 if part not in owner._modules:
                     owner.add_module(part, torch.nn.Module())
-                owner = owner._modules[part]
+                owner = cast(torch.nn.Module, owner._modules[part])
             tensor = torch.from_numpy(array)
             if name in self._trained():
                 owner.register_parameter(leaf, torch.nn.Parameter(tensor))
             else:
                 owner.register_buffer(leaf, tensor)
 
-    def forward(self, *inputs, mask=None, positions=None):
+    def forward(self, *inputs: Any, mask: Any = None, positions: Any = None) -> torch.Tensor:
         """Compute the output.
 
         Parameters
@@ -82,26 +89,29 @@ class SideModule(torch.nn.Module):
                     raise TypeError(f"inputs must be tensors, a list of them, or Features, got {type(value).__name__}")
         parameters = self._share()
         seed = int(torch.randint(2**31, ()).item()) if self.training else 0
-        call = (_NetworkCall if isinstance(self.block, SideNetwork) else _BlockCall)(
+        kind: Any = _NetworkCall if isinstance(self.block, SideNetwork) else _BlockCall
+        call = kind(
             self.block, inputs if features else [to_array(value) for value in inputs], *others,
             None if features else element_of(inputs), self.training, seed, list(parameters))
         tensors = () if features else inputs
-        return _Function.apply(call, len(tensors), *tensors, *parameters.values())
+        output: torch.Tensor = _Function.apply(
+            call, len(tensors), *tensors, *parameters.values())
+        return output
 
-    def _store(self):
+    def _store(self) -> tuple[_core.Parameters, str]:
         if isinstance(self.block, SideNetwork):
             return self.block._programs.store, ""
         return self.block._home()
 
-    def _arrays(self):
+    def _arrays(self) -> StateDict:
         store, prefix = self._store()
         return {name: store.array(prefix + name) for name in owned_names(store, prefix)}
 
-    def _trained(self):
+    def _trained(self) -> set[str]:
         store, prefix = self._store()
         return {name for name in owned_names(store, prefix) if store.role(prefix + name) == "trainable"}
 
-    def _share(self):
+    def _share(self) -> dict[str, torch.Tensor]:
         """Return the parameters by name; those that do not lie in the network's memory are copied there."""
         named, parameters = dict(self.named_parameters()), {}
         buffers = dict(self.named_buffers())
@@ -119,7 +129,7 @@ class _Function(torch.autograd.Function):
     """A call of the core. What it read is saved, so that PyTorch notices where that was changed before the backward."""
 
     @staticmethod
-    def forward(ctx, call, count, *tensors):
+    def forward(ctx: Any, call: _NetworkCall | _BlockCall, count: int, *tensors: torch.Tensor) -> torch.Tensor:
         ctx.call, ctx.count = call, count
         ctx.save_for_backward(*tensors)
         call.wanted = [ctx.needs_input_grad[2 + number] for number in range(count)]
@@ -128,12 +138,12 @@ class _Function(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, cotangent):
+    def backward(ctx: Any, cotangent: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         tensors, call = ctx.saved_tensors, ctx.call
         gradients = call.backward(cotangent.detach().cpu().contiguous().numpy())
-        found = [None, None]
+        found: list[torch.Tensor | None] = [None, None]
         for number, tensor in enumerate(tensors):
-            values = None
+            values: Any = None
             if ctx.needs_input_grad[2 + number]:
                 values = call.input_gradient(gradients, number) if number < ctx.count else (
                     gradients[call.names[number - ctx.count]])
@@ -145,35 +155,39 @@ class _Function(torch.autograd.Function):
 class _NetworkCall:
     """A forward and a backward pass of a network over one batch."""
 
-    def __init__(self, network, taps, mask, positions, element, training, seed, names):
+    def __init__(self, network: SideNetwork, taps: Sequence[Any], mask: Array | None, positions: Array | None,
+                 element: Uint16As, training: bool, seed: int, names: list[str]) -> None:
         self.network, self.training, self.seed, self.names = network, training, seed, names
         self.taps = taps[0] if isinstance(taps[0], Features) else read_sequence(taps)
-        self.arguments = {"mask": mask, "positions": positions, "dtype": element}
-        self.wanted = []
+        self.arguments: dict[str, Any] = {"mask": mask, "positions": positions, "dtype": element}
+        self.wanted: list[bool] = []
 
-    def forward(self):
+    def forward(self) -> Array:
         output = self.network._run_forward(self.taps, **self.arguments, taps_gradient=any(self.wanted),
                                            training=self.training, seed=self.seed)
         self.ragged = isinstance(output, Features)
         return output.taps[0] if self.ragged else output
 
-    def backward(self, cotangent):
+    def backward(self, cotangent: Array) -> Mapping[str, Any]:
         if self.ragged:
             cotangent = Features([cotangent], self.taps.lengths)
         _, gradients = self.network.vjp(self.taps, cotangent, **self.arguments, taps_gradient=any(self.wanted),
                                         training=self.training, seed=self.seed)
         return gradients
 
-    def input_gradient(self, gradients, number):
-        return gradients[f"tap{number}"]
+    def input_gradient(self, gradients: Mapping[str, Any], number: int) -> Array:
+        gradient: Array = gradients[f"tap{number}"]
+        return gradient
 
 
 class _BlockCall:
     """A forward and a backward pass of a block over one batch."""
 
-    def __init__(self, block, inputs, mask, positions, element, training, seed, names):
+    def __init__(self, block: Block, inputs: Sequence[Any], mask: Array | None, positions: Array | None,
+                 element: Uint16As, training: bool, seed: int, names: list[str]) -> None:
         self.block, self.training, self.seed, self.names = block, training, seed, names
-        self.wanted, self.element = [], element
+        self.wanted: list[bool] = []
+        self.element = element
         if isinstance(inputs[0], Features):
             raise TypeError("inputs must be tensors for a single block, got Features")
         if positions is not None and not isinstance(block, Head):
@@ -181,7 +195,7 @@ class _BlockCall:
         if isinstance(block, MTSA):
             taps = inputs[: block.taps]
             last = inputs[block.taps] if len(inputs) == block.taps + 1 else None
-            self.rows = block._rows(taps, last, mask, None, element)
+            self.rows: AnyRows = block._rows(taps, last, mask, None, element)
         elif len(inputs) != 1:
             raise ValueError(f"inputs must be one tensor for a {type(block).__name__}, got {len(inputs)}")
         elif isinstance(block, Head):
@@ -192,21 +206,21 @@ class _BlockCall:
                 raise ValueError(f"block must read x alone, but it reads {', '.join(names[1:])} too")
             self.rows = block._rows({"x": inputs[0]}, mask, None, element)
         else:
-            self.rows = block._rows(inputs[0], mask, element)
+            self.rows = cast(UnaryBlock, block)._rows(inputs[0], mask, element)
 
-    def forward(self):
+    def forward(self) -> Array:
         return np.ascontiguousarray(self.block._forward(self.rows, self.training, self._names(), self.seed))
 
-    def backward(self, cotangent):
+    def backward(self, cotangent: Array) -> Mapping[str, Any]:
         _, gradients = self.block._gradient(self.rows, cotangent, self._names(), self.training, self.seed, None)
         return gradients
 
-    def _names(self):
+    def _names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.block._inputs()) if any(self.wanted) else ()
 
-    def input_gradient(self, gradients, number):
-        values = gradients[self.block._inputs()[number][0]]
+    def input_gradient(self, gradients: Mapping[str, Any], number: int) -> Array:
+        values: Array = gradients[self.block._inputs()[number][0]]
         # Where no `last` was given the last tap stands for it, too.
         if isinstance(self.block, MTSA) and number == len(self.wanted) - 1 == self.block.taps - 1:
-            return values + gradients["last"]
+            values = values + gradients["last"]
         return values

@@ -1,16 +1,21 @@
 """The batches of an epoch: samples shuffled by a seed, and if asked, put together with others of about their length."""
 
+from __future__ import annotations
+
 import numpy as np
+
+from .._typing import Integers
 
 _POOL = 16  # batches whose samples are sorted by length among themselves
 
 
-def epoch_batches(lengths, batch_size, seed, epoch, bucket_by_length=False):
+def epoch_batches(lengths: Integers, batch_size: int, seed: int, epoch: int,
+                  bucket_by_length: bool = False) -> list[Integers]:
     """Cut the samples of an epoch into batches.
 
-    With `bucket_by_length`, shuffled samples are taken in pools of 16 batches; each pool is sorted by length and cut, and
-    the batches of all pools are shuffled. So a batch holds samples of about one length, and yet every epoch sees other
-    batches.
+    With `bucket_by_length`, shuffled samples are taken in pools of 16 batches; each pool is sorted by length and cut,
+    and the batches of all pools are shuffled. So a batch holds samples of about one length, and yet every epoch sees
+    other batches.
 
     Parameters
     ----------
@@ -36,5 +41,5 @@ def epoch_batches(lengths, batch_size, seed, epoch, bucket_by_length=False):
     return [batches[number] for number in random.permutation(len(batches))]
 
 
-def _cut(order, size):
+def _cut(order: Integers, size: int) -> list[Integers]:
     return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,8 +1,17 @@
 """The memory budget: a bound on what the core allocates for a network, beside frozen weights and taps."""
 
-import math
+from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Any
+
+from .._typing import ByteCount
 from ..checks import byte_count
+
+if TYPE_CHECKING:
+    from ..features.rows import Batch
+    from ..features.seq2seq import PairBatch
+    from .chain import Program
 
 MIB = 2**20
 
@@ -18,11 +27,11 @@ class Budget:
         Bytes of the optimizer's state.
     """
 
-    def __init__(self, size, optimizer=0):
+    def __init__(self, size: int, optimizer: int = 0) -> None:
         self.size, self.optimizer = size, optimizer
-        self._rooms = {}
+        self._rooms: dict[Any, int] = {}
 
-    def room(self, program, largest, samples=1):
+    def room(self, program: Program, largest: Batch | PairBatch, samples: int = 1) -> int:
         """Return the bytes that are left for arenas and gradients.
 
         Parameters
@@ -40,7 +49,7 @@ class Budget:
         """
         samples = samples if program.coupled else 1
         spaces = largest.spaces_of(samples)
-        key = program, *(space.tobytes() for space in spaces[1:])
+        key = program, *(space.tobytes() for space in spaces if space is not None)
         if key not in self._rooms:
             sample = samples, spaces
             fixed = self.optimizer + program.memory(*sample)["parameters"]
@@ -55,7 +64,7 @@ class Budget:
         return self._rooms[key]
 
 
-def read_budget(value, optimizer=0):
+def read_budget(value: ByteCount | None, optimizer: int = 0) -> Budget | None:
     """Return the budget of a `memory_budget` argument, or None."""
     size = byte_count(value, "memory_budget")
     return None if size is None else Budget(size, optimizer)

@@ -1,6 +1,16 @@
 """Callbacks: the user's own code at fixed points of a fit."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .._typing import Record
+
+if TYPE_CHECKING:
+    from ..network.dual_encoder import DualEncoder
+    from ..network.network import Network
+    from .history import History
 
 __all__ = ["Callback", "FitState", "StopTraining"]
 
@@ -31,8 +41,8 @@ class FitState:
         Entry of the last whole epoch.
     """
 
-    network: object
-    history: object
+    network: Network | DualEncoder
+    history: History
     epochs: int
     total_steps: int
     epoch: int = 0
@@ -40,7 +50,7 @@ class FitState:
     loss: float | None = None
     gradient_norm: float | None = None
     learning_rate: float | None = None
-    metrics: dict = field(default_factory=dict)
+    metrics: Record = field(default_factory=dict)
 
 
 class Callback:
@@ -50,17 +60,17 @@ class Callback:
     passed on; the network keeps its weights after the last whole step.
     """
 
-    def on_fit_begin(self, state):
+    def on_fit_begin(self, state: FitState) -> object:
         """Before the first epoch."""
 
-    def on_epoch_begin(self, state):
+    def on_epoch_begin(self, state: FitState) -> object:
         """Before the first step of an epoch."""
 
-    def on_step_end(self, state):
+    def on_step_end(self, state: FitState) -> object:
         """After each step."""
 
-    def on_epoch_end(self, state):
+    def on_epoch_end(self, state: FitState) -> object:
         """After each epoch and its validation; `state.metrics` has its entry."""
 
-    def on_fit_end(self, state):
+    def on_fit_end(self, state: FitState) -> object:
         """After the last epoch, and after the best weights were restored where that is asked for."""

@@ -1,11 +1,16 @@
 """The state of a training on disk: one file, replaced whole."""
 
+from __future__ import annotations
+
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .._typing import Array, PathLike, Record, StateDict
 from ..checks import differences, write_files
 
 FILE = "fit.npz"
@@ -14,7 +19,7 @@ FORMAT, FORMAT_VERSION = "sherl.fit", 1
 _STATE = "state"
 
 
-def write_checkpoint(folder, state, arrays):
+def write_checkpoint(folder: PathLike, state: Record, arrays: Mapping[str, Array]) -> None:
     """Write a checkpoint.
 
     Parameters
@@ -26,11 +31,12 @@ def write_checkpoint(folder, state, arrays):
     """
     text = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **state})
     stream = io.BytesIO()
-    np.savez(stream, **{_STATE: np.frombuffer(text.encode(), np.uint8)}, **arrays)
+    every: dict[str, Any] = {_STATE: np.frombuffer(text.encode(), np.uint8), **arrays}
+    np.savez(stream, **every)
     write_files(folder, {FILE: stream.getbuffer()})
 
 
-def read_checkpoint(folder, settings):
+def read_checkpoint(folder: PathLike, settings: Record) -> tuple[Record, StateDict]:
     """Return the state and the arrays of a checkpoint that was written under the same settings.
 
     Raises

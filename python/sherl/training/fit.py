@@ -1,10 +1,15 @@
 """The training loop: epochs of steps, validation, the best weights, callbacks, interrupts, checkpoints."""
 
+from __future__ import annotations
+
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from .. import _core
+from .._typing import ByteCount, Integers, Metric, PathLike, Record, StateDict, Uint16As
 from ..checks import flag, seed_number, whole_number
 from .batching import epoch_batches
 from .callbacks import Callback, FitState, StopTraining
@@ -12,10 +17,15 @@ from .checkpoint import read_checkpoint, write_checkpoint
 from .history import History
 from .interrupt import Interrupt
 from .labelled import Labelled, read_head_labels
+from .optimizers import OptimizerSettings
 from .own_loss import loss_name
 from .progress import progress_bar
-from .scoring import BATCH_SIZE, metric_functions, own_scores_of, scores_of
+from .scoring import BATCH_SIZE, Metrics, metric_functions, own_scores_of, scores_of
 from .stepper import Stepper
+
+if TYPE_CHECKING:
+    from ..features.layout import Layout
+    from ..network.network import Network
 
 _PREFIX = "validation_"
 
@@ -23,9 +33,12 @@ _PREFIX = "validation_"
 class Fit:
     """One training of a network; the arguments are those of `SideNetwork.fit`, labelled samples and settings read."""
 
-    def __init__(self, network, labelled, validation, settings, *, epochs, batch_size, accumulate, metrics, monitor,
-                 patience, restore_best, callbacks, progress, seed, bucket_by_length, checkpoint, checkpoint_every,
-                 resume_from, memory_budget=None, loss=None):
+    def __init__(self, network: Any, labelled: Any, validation: Any, settings: OptimizerSettings, *, epochs: int,
+                 batch_size: int, accumulate: int, metrics: Metrics, monitor: str | None, patience: int | None,
+                 restore_best: bool | None, callbacks: Callback | Iterable[Callback], progress: bool, seed: int,
+                 bucket_by_length: bool, checkpoint: PathLike | None, checkpoint_every: int | None,
+                 resume_from: PathLike | None, memory_budget: ByteCount | None = None,
+                 loss: Callable[..., Any] | None = None) -> None:
         self.network, self.labelled, self.validation = network, labelled, validation
         self.epochs = whole_number(epochs, "epochs", 1)
         self.batch_size = whole_number(batch_size, "batch_size", 1)
@@ -56,10 +69,11 @@ class Fit:
         self.state = FitState(network, self.history, self.epochs, self.total_steps)
         self.epoch, self.position = 0, 0  # whole epochs, and steps of the epoch under way
         self.loss_sum, self.share_sum, self.seconds = 0.0, 0.0, 0.0
-        self.best_value, self.best_weights = None, {}
+        self.best_value: float | None = None
+        self.best_weights: StateDict = {}
         self.described = self._describe() if checkpoint is not None or resume_from is not None else None
 
-    def run(self):
+    def run(self) -> History:
         """Train, and return the history."""
         if self.resume_from is not None:
             self._resume()
@@ -77,29 +91,29 @@ class Fit:
         self._call("on_fit_end")
         return self.history
 
-    def _keep_weights(self):
+    def _keep_weights(self) -> None:
         """Let the network have the weights that it keeps: the best, the average, or the last."""
         average = self.stepper.average
         kept = self.best_weights if self.restore_best and self.best_weights else average and average.values
         if kept:
             self.network.load_state_dict(kept)
 
-    def _averaged(self):
+    def _averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has the weights that are evaluated."""
         average = self.stepper.average
         return nullcontext() if average is None else average.applied(self.network)
 
-    def _read_metrics(self, metrics):
+    def _read_metrics(self, metrics: Metrics) -> dict[str, Metric]:
         head, own = self.network.head, self.loss is not None
         functions = metric_functions(() if metrics is None and own else metrics, head.task)
         if own and self.validation is not None and functions:
             read_head_labels(head, self.validation.labels, self.validation.layout, "validation labels")
         return functions
 
-    def _make_stepper(self, settings, memory_budget):
+    def _make_stepper(self, settings: OptimizerSettings, memory_budget: ByteCount | None) -> Any:
         return Stepper(self.network, settings, self.total_steps, self.accumulate, self.seed, memory_budget, self.loss)
 
-    def _check_budget(self):
+    def _check_budget(self) -> None:
         """Raise where a sample does not fit the memory budget."""
         budget = self.stepper.budget
         if budget is None:
@@ -111,7 +125,7 @@ class Fit:
             program = programs.evaluation() if self.loss is None else programs.output()
             budget.room(program, self.validation.features.largest)
 
-    def _run_epoch(self):
+    def _run_epoch(self) -> None:
         self.state.epoch = self.epoch + 1
         if self.position == 0:
             self._call("on_epoch_begin")
@@ -127,13 +141,13 @@ class Fit:
         if self.history.stopped is None:
             self._end_epoch(started)
 
-    def _steps_of_epoch(self):
+    def _steps_of_epoch(self) -> list[list[Integers]]:
         """Return for each step of the epoch the sample numbers of its batches."""
         lengths = self.labelled.features.lengths
         batches = epoch_batches(lengths, self.batch_size, self.seed, self.epoch, self.bucket_by_length)
         return [batches[start : start + self.accumulate] for start in range(0, len(batches), self.accumulate)]
 
-    def _step(self, parts):
+    def _step(self, parts: list[Integers]) -> None:
         number = self.stepper.steps + 1
         rate = self.stepper.learning_rate
         try:
@@ -153,9 +167,9 @@ class Fit:
         self.bar.set_postfix_str(f"epoch {self.epoch + 1}, loss {loss:.4f}{self._validated()}", refresh=False)
         self._call("on_step_end")
 
-    def _end_epoch(self, started):
-        entry = {"epoch": self.epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0),
-                 "learning_rate": self.state.learning_rate, "seconds": time.perf_counter() - started}
+    def _end_epoch(self, started: float) -> None:
+        entry: Record = {"epoch": self.epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0),
+                         "learning_rate": self.state.learning_rate, "seconds": time.perf_counter() - started}
         if self.validation is not None:
             scores = self._validate()
             entry.update({_PREFIX + name: value for name, value in scores.items()})
@@ -164,13 +178,13 @@ class Fit:
         self.epoch, self.position = self.epoch + 1, 0
         self.loss_sum, self.share_sum, self.seconds = 0.0, 0.0, 0.0
         if self.validation is not None:
-            self._judge(entry[self.history.monitor])
+            self._judge(entry[str(self.history.monitor)])
         self._call("on_epoch_end")
         self._heed_interrupt()
         if self.checkpoint is not None and self.checkpoint_every is None:
             self._write_checkpoint()
 
-    def _validate(self):
+    def _validate(self) -> dict[str, float]:
         budget, progress = self.stepper.budget, "validation" if self.progress else None
         with self.network._lock, self._averaged():
             if self.loss is None:
@@ -178,7 +192,7 @@ class Fit:
             return own_scores_of(self.network, self.validation, self.metrics, self.loss, self.batch_size, budget,
                                  progress)
 
-    def _judge(self, value):
+    def _judge(self, value: float) -> None:
         """Keep the weights where the epoch is the best yet; end the training where the best is too long ago."""
         if self.history._compare(value, self.best_value):
             self.best_value, self.history.best_epoch = value, self.epoch
@@ -188,16 +202,16 @@ class Fit:
         elif self.patience is not None and self.epoch - (self.history.best_epoch or 0) >= self.patience:
             self.history.stopped = "patience"
 
-    def _monitor(self, monitor):
+    def _monitor(self, monitor: str | None) -> str | None:
         if self.validation is None:
             return None
         return monitor_name(monitor, self.metrics)
 
-    def _validated(self):
+    def _validated(self) -> str:
         entry = self.history.epochs[-1] if self.history.epochs else {}
         return f", {self.history.monitor} {entry[self.history.monitor]:.4f}" if self.history.monitor in entry else ""
 
-    def _call(self, name):
+    def _call(self, name: str) -> None:
         for callback in self.callbacks:
             try:
                 stop = getattr(callback, name)(self.state) is True
@@ -206,32 +220,34 @@ class Fit:
             if stop and self.history.stopped is None:
                 self.history.stopped = "callback"
 
-    def _heed_interrupt(self):
+    def _heed_interrupt(self) -> None:
         if self.interrupt.asked and self.history.stopped is None:
             self.history.stopped = "interrupt"
 
     # Checkpoints.
 
-    def _describe(self):
+    def _describe(self) -> Record:
         """Return what a resumed training must share with the one that wrote the checkpoint."""
         network = self.network._described()
         del network["features"], network["seed"]
         return {
             **asdict(self.settings), "epochs": self.epochs, "batch_size": self.batch_size,
             "accumulate": self.accumulate, "seed": self.seed, "bucket_by_length": self.bucket_by_length,
-            "metrics": list(self.metrics), "monitor": self.history.monitor, "patience": self.patience, "restore_best": self.restore_best,
+            "metrics": list(self.metrics), "monitor": self.history.monitor, "patience": self.patience,
+            "restore_best": self.restore_best,
             "network": network, "precision": _core.REAL, "data": self.labelled.fingerprint,
             "loss": loss_name(self.loss),
             "validation": None if self.validation is None else self.validation.fingerprint,
         }
 
-    def _write_checkpoint(self):
+    def _write_checkpoint(self) -> None:
         arrays = {f"weight/{name}": array for name, array in self.network.state_dict().items()}
         arrays.update({f"best/{name}": array for name, array in self.best_weights.items()})
         if self.stepper.average is not None:
             arrays.update({f"average/{name}": array for name, array in self.stepper.average.values.items()})
         moments = self.stepper.moments()
         arrays.update({f"moment{number}/{name}": array for (number, name), array in moments.items()})
+        assert self.checkpoint is not None
         write_checkpoint(self.checkpoint, {
             "settings": self.described, "steps": self.stepper.steps, "epoch": self.epoch, "position": self.position,
             "loss_sum": self.loss_sum, "share_sum": self.share_sum, "seconds": self.seconds,
@@ -239,9 +255,10 @@ class Fit:
             "history": self.history.to_dict(),
         }, arrays)
 
-    def _resume(self):
+    def _resume(self) -> None:
+        assert self.resume_from is not None and self.described is not None
         state, arrays = read_checkpoint(self.resume_from, self.described)
-        groups = {"weight": {}, "best": {}, "average": {}, "moment0": {}, "moment1": {}}
+        groups: dict[str, StateDict] = {"weight": {}, "best": {}, "average": {}, "moment0": {}, "moment1": {}}
         try:
             for key, array in arrays.items():
                 group, _, name = key.partition("/")
@@ -269,7 +286,7 @@ class Fit:
         self.state.metrics = history.epochs[-1] if history.epochs else {}
 
 
-def monitor_name(monitor, metrics):
+def monitor_name(monitor: str | None, metrics: Iterable[str]) -> str:
     """Return the entry of an epoch that a `monitor` argument means; the first metric where it is None."""
     names = ["loss", *metrics]
     chosen = ([*metrics, "loss"][0] if monitor is None else str(monitor)).removeprefix(_PREFIX)
@@ -278,24 +295,27 @@ def monitor_name(monitor, metrics):
     return _PREFIX + chosen
 
 
-def read_validation(network, validation, dtype, own_loss=False, layout=None):
+def read_validation(network: Network, validation: Any, dtype: Uint16As, own_loss: bool = False,
+                    layout: Layout | None = None) -> Labelled | None:
     """Return the labelled samples of a `validation` argument, or None."""
     if validation is None:
         return None
     check_validation(validation)
     try:
-        return Labelled(network, *validation, dtype=dtype, name="validation labels", own_loss=own_loss, layout=layout)
+        taps, labels, mask, positions = (*validation, None, None)[:4]
+        return Labelled(network, taps, labels, mask, positions, dtype=dtype, name="validation labels",
+                        own_loss=own_loss, layout=layout)
     except (TypeError, ValueError) as error:
         raise type(error)(f"validation: {error}") from error
 
 
-def check_validation(validation):
+def check_validation(validation: object) -> None:
     """Raise where a `validation` argument is not of its form."""
     if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3, 4):
         raise TypeError("validation must be (taps, labels), (taps, labels, mask) or (taps, labels, mask, positions)")
 
 
-def _checked_callbacks(callbacks):
+def _checked_callbacks(callbacks: Callback | Iterable[Callback]) -> list[Callback]:
     callbacks = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     for callback in callbacks:
         if not isinstance(callback, Callback):

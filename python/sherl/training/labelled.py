@@ -1,12 +1,22 @@
 """Samples with labels and weights, cut into batches that the core takes."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, Float64s, Integers, Metric, Source, Spaces, Uint16As
+from ..features.layout import Layout
 from ..features.rows import offsets_of, select_rows
 from .own_loss import read_targets
+
+if TYPE_CHECKING:
+    from ..blocks.heads import Head
+    from ..network.network import Network
 
 
 class Labelled:
@@ -26,8 +36,9 @@ class Labelled:
         rows that count.
     """
 
-    def __init__(self, network, taps, labels, mask=None, positions=None, sample_weight=None, dtype=None, name="labels",
-                 own_loss=False, layout=None):
+    def __init__(self, network: Network, taps: Any, labels: Any, mask: ArrayLike | None = None,
+                 positions: ArrayLike | None = None, sample_weight: ArrayLike | None = None, dtype: Uint16As = None,
+                 name: str = "labels", own_loss: bool = False, layout: Layout | None = None) -> None:
         self._network = network
         self.features = network._features(taps, mask, positions, dtype)
         self.layout = layout or network._layout(taps, self.features)
@@ -51,22 +62,22 @@ class Labelled:
         shares = self._row_weights * head._shares(self.labels)
         self.shares = np.add.reduceat(shares, self._row_offsets[:-1])
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.features)
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of everything, in hexadecimal."""
         digest = hashlib.sha256(self.features.fingerprint.encode())
         for array in (self.labels, self.weights):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def share(self, index=None):
+    def share(self, index: Integers | None = None) -> float:
         """Return the sum of the shares of some samples."""
         return float(self.shares.sum() if index is None else self.shares[index].sum())
 
-    def batch(self, index=None, total=None):
+    def batch(self, index: Integers | None = None, total: float | None = None) -> tuple[int, Spaces, list[Source]]:
         """Return some samples as the arguments of a program with a loss.
 
         Parameters
@@ -84,11 +95,11 @@ class Labelled:
         batch = self.features.batch(index)
         return batch.samples, batch.spaces, [*self.sources(batch), *self.targets(index, total)]
 
-    def sources(self, batch):
+    def sources(self, batch: Any) -> list[Source]:
         """Return what a batch of the features gives to a program of the network."""
         return self._network._sources(self.features, batch)
 
-    def targets(self, index=None, total=None):
+    def targets(self, index: Integers | None = None, total: float | None = None) -> list[Source]:
         """Return labels and weights of some samples as a program's inputs; the arguments are those of `batch`."""
         rows = index
         if self._row_offsets is not None and index is not None:
@@ -100,17 +111,18 @@ class Labelled:
         return [*((column, rows) for column in self._columns), (scaled, None)]
 
 
-def read_head_labels(head, labels, layout, name):
+def read_head_labels(head: Head, labels: Any, layout: Layout, name: str) -> Array:
     """Return labels as a head reads them."""
     return head._read_labels(labels, layout if head._needs_layout else layout.samples, name)
 
 
-def score_outputs(head, functions, outputs, labels, layout):
+def score_outputs(head: Head, functions: Mapping[str, Metric], outputs: Array, labels: Array,
+                  layout: Layout) -> dict[str, float]:
     """Return the value of each metric function by name."""
     return head._scores(functions, outputs, labels, *([layout] if head._needs_layout else []))
 
 
-def _sample_weights(values, samples):
+def _sample_weights(values: ArrayLike | None, samples: int) -> Float64s:
     if values is None:
         return np.ones(samples)
     try:

@@ -1,6 +1,12 @@
 """Scores of predictions against targets, in plain NumPy: accuracy, F1, Matthews, Pearson and Spearman correlation."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+
+from .._typing import Array, ArrayLike, Bools, Float64s, Integers
 
 __all__ = [
     "METRICS",
@@ -17,7 +23,7 @@ __all__ = [
 ]
 
 
-def accuracy(predictions, targets):
+def accuracy(predictions: ArrayLike, targets: ArrayLike) -> float:
     """Share of predictions that equal their target.
 
     Parameters
@@ -34,7 +40,7 @@ def accuracy(predictions, targets):
     return float(np.mean(predictions == targets))
 
 
-def f1(predictions, targets):
+def f1(predictions: ArrayLike, targets: ArrayLike) -> float:
     """F1 score: the harmonic mean of precision and recall.
 
     Where all ids are 0 or 1 it is the score of class 1. Otherwise it is the mean over the classes that occur in either
@@ -59,7 +65,7 @@ def f1(predictions, targets):
     return float(np.mean(scores))
 
 
-def matthews_correlation(predictions, targets):
+def matthews_correlation(predictions: ArrayLike, targets: ArrayLike) -> float:
     """Matthews correlation coefficient, for any number of classes (Gorodkin, 2004).
 
     Parameters
@@ -82,7 +88,7 @@ def matthews_correlation(predictions, targets):
     return _bounded(covariance / np.sqrt((1.0 - predicted @ predicted) * (1.0 - true @ true)))
 
 
-def pearson(predictions, targets):
+def pearson(predictions: ArrayLike, targets: ArrayLike) -> float:
     """Pearson correlation coefficient.
 
     Parameters
@@ -105,7 +111,7 @@ def pearson(predictions, targets):
     return _bounded(predictions @ targets / (np.linalg.norm(predictions) * np.linalg.norm(targets)))
 
 
-def spearman(predictions, targets):
+def spearman(predictions: ArrayLike, targets: ArrayLike) -> float:
     """Spearman rank correlation coefficient: Pearson's over ranks, where ties get the mean of their ranks.
 
     Parameters
@@ -124,7 +130,7 @@ def spearman(predictions, targets):
     return pearson(_ranks(predictions), _ranks(targets))
 
 
-def exact_match(predictions, targets):
+def exact_match(predictions: ArrayLike, targets: ArrayLike) -> float:
     """Share of spans that are predicted whole.
 
     Parameters
@@ -141,7 +147,7 @@ def exact_match(predictions, targets):
     return float(np.mean((predictions == targets).all(axis=1)))
 
 
-def span_f1(predictions, targets):
+def span_f1(predictions: ArrayLike, targets: ArrayLike) -> float:
     """Mean over the samples of the F1 score of the rows in a span: twice the rows in both, over the rows of both.
 
     Parameters
@@ -160,7 +166,7 @@ def span_f1(predictions, targets):
     return float(np.mean(2.0 * np.maximum(last - first + 1, 0) / rows[:, 0]))
 
 
-def retrieval(similarity, pairs=None):
+def retrieval(similarity: ArrayLike, pairs: ArrayLike | None = None) -> dict[str, float]:
     """How well matches are found by similarity, in both directions.
 
     Parameters
@@ -173,10 +179,10 @@ def retrieval(similarity, pairs=None):
     Returns
     -------
     dict of str to float
-        ``"a_to_b_r1"``, ``"a_to_b_r5"``, ``"a_to_b_r10"``: percentage of items of the first kind with a match among the 1, 5,
-        10 nearest of the other; ``"a_to_b_median_rank"``: the median over them of the best match's rank, from 1; the
-        same for ``"b_to_a"``; and ``"rsum"``, the sum of the six percentages. A match ranks behind all items that are not
-        matches and equally near. Items without a match are left out.
+        ``"a_to_b_r1"``, ``"a_to_b_r5"``, ``"a_to_b_r10"``: percentage of items of the first kind with a match among the
+        1, 5, 10 nearest of the other; ``"a_to_b_median_rank"``: the median over them of the best match's rank, from 1;
+        the same for ``"b_to_a"``; and ``"rsum"``, the sum of the six percentages. A match ranks behind all items that
+        are not matches and equally near. Items without a match are left out.
     """
     similarity = np.asarray(similarity)
     if similarity.ndim != 2 or similarity.size == 0 or similarity.dtype.kind not in "biuf":
@@ -217,7 +223,7 @@ _DEFAULTS = {"classification": ("accuracy", "f1"), "regression": ("pearson", "sp
              "spans": ("exact_match", "span_f1"), "language": ("accuracy",)}
 
 
-def default_metrics(task):
+def default_metrics(task: str) -> tuple[str, ...]:
     """Names of the metrics that are reported for a task when none are asked for.
 
     Parameters
@@ -234,16 +240,16 @@ def default_metrics(task):
     return _DEFAULTS[task]
 
 
-def _classes(predictions, targets):
+def _classes(predictions: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
     return _paired(predictions, targets, "biu", "integer class ids")
 
 
-def _values(predictions, targets):
+def _values(predictions: ArrayLike, targets: ArrayLike) -> tuple[Float64s, Float64s]:
     predictions, targets = _paired(predictions, targets, "biuf", "numbers")
     return predictions.astype(np.float64), targets.astype(np.float64)
 
 
-def _spans(predictions, targets):
+def _spans(predictions: ArrayLike, targets: ArrayLike) -> tuple[Integers, Integers]:
     pair = np.asarray(predictions), np.asarray(targets)
     for name, values in zip(("predictions", "targets"), pair):
         if values.ndim != 2 or values.size == 0 or values.shape[1] != 2:
@@ -257,12 +263,13 @@ def _spans(predictions, targets):
     return pair[0].astype(np.int64), pair[1].astype(np.int64)
 
 
-def _matches(pairs, shape):
+def _matches(pairs: ArrayLike | None, shape: tuple[int, ...]) -> Bools:
     """Return which (row, column) are pairs, a bool array."""
     matches = np.zeros(shape, bool)
     if pairs is None:
         if shape[0] != shape[1]:
-            raise ValueError(f"pairs must be given where the two kinds are not equally many, got {shape[0]} and {shape[1]}")
+            raise ValueError("pairs must be given where the two kinds are not equally many, "
+                             f"got {shape[0]} and {shape[1]}")
         np.fill_diagonal(matches, True)
         return matches
     pairs = np.asarray(pairs)
@@ -274,7 +281,7 @@ def _matches(pairs, shape):
     return matches
 
 
-def _paired(predictions, targets, kinds, expected):
+def _paired(predictions: ArrayLike, targets: ArrayLike, kinds: str, expected: str) -> tuple[Array, Array]:
     pair = np.asarray(predictions), np.asarray(targets)
     for name, values in zip(("predictions", "targets"), pair):
         if values.ndim != 1 or values.size == 0:
@@ -286,7 +293,7 @@ def _paired(predictions, targets, kinds, expected):
     return pair
 
 
-def count_confusion(predictions, targets):
+def count_confusion(predictions: ArrayLike, targets: ArrayLike) -> tuple[Integers, list[int]]:
     """Return the counts by (target, prediction), and the sorted ids that occur in either."""
     predictions, targets = (values.tolist() for values in _classes(predictions, targets))
     ids = sorted({int(number) for number in predictions + targets})
@@ -296,22 +303,23 @@ def count_confusion(predictions, targets):
     return counts, ids
 
 
-def _constant(values):
+def _constant(values: Array) -> bool:
     return bool((values == values[0]).all())
 
 
-def _centred(values):
+def _centred(values: Float64s) -> Float64s:
     # Scaled by powers of two alone, which is exact, so that neither the mean nor the norm overflows or vanishes.
     values = np.ldexp(values, -np.frexp(np.abs(values).max())[1])
     values = values - values.mean()
-    return np.ldexp(values, -np.frexp(np.abs(values).max())[1])
+    scaled: Float64s = np.ldexp(values, -np.frexp(np.abs(values).max())[1])
+    return scaled
 
 
-def _ranks(values):
+def _ranks(values: Float64s) -> Float64s:
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2.0)[index.reshape(-1)]
 
 
-def _bounded(value):
+def _bounded(value: Any) -> float:
     return float(np.clip(value, -1.0, 1.0))

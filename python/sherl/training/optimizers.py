@@ -1,13 +1,17 @@
 """Settings of optimizers and learning rate schedules, checked, and the core's trainer made of them."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 from .. import _core
+from .._typing import Optimizer, Schedule
 from ..checks import one_of, real_number, whole_number
-from .chain import Chain
+from .chain import Chain, ChainTrainer, Program
 
 NO_DECAY = ("*bias", "*norm*", "*gate", "*log_scale")
 MOMENTS = {"adamw": 2, "adam": 2, "sgd": 1}  # numbers that an optimizer keeps for each parameter, at most
@@ -40,29 +44,29 @@ class OptimizerSettings:
     step_every, step_factor : int or None, float
         The step schedule multiplies the learning rate by `step_factor` every so many steps.
     learning_rate_factors, weight_decay_factors : dict of str to float, or None
-        By what learning rate and weight decay of parameters are multiplied, by pattern of their names; the first pattern
-        that fits counts.
+        By what learning rate and weight decay of parameters are multiplied, by pattern of their names; the first
+        pattern that fits counts.
     ema : float or None
         Decay of the moving average of the weights.
     """
 
-    optimizer: str = "adamw"
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    no_decay: tuple = NO_DECAY
-    betas: tuple = (0.9, 0.999)
+    no_decay: Sequence[str] = NO_DECAY
+    betas: Sequence[float] = (0.9, 0.999)
     eps: float = 1e-8
     momentum: float = 0.0
     clip_norm: float | None = None
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     warmup: float = 0
     step_every: int | None = None
     step_factor: float = 0.1
-    learning_rate_factors: dict | None = None
-    weight_decay_factors: dict | None = None
+    learning_rate_factors: Mapping[str, float] | None = None
+    weight_decay_factors: Mapping[str, float] | None = None
     ema: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         one_of(self.optimizer, "optimizer", tuple(MOMENTS))
         one_of(self.schedule, "schedule", SCHEDULES)
         betas = _sequence(self.betas, "betas")
@@ -91,14 +95,15 @@ class OptimizerSettings:
         if self.schedule == "step" and self.step_every is None:
             raise ValueError("schedule 'step' needs step_every, the number of steps after which the rate changes")
 
-    def check_patterns(self, names):
+    def check_patterns(self, names: Sequence[str]) -> None:
         """Raise where a pattern of the factors fits none of the parameters `names`."""
         for argument in ("learning_rate_factors", "weight_decay_factors"):
             for pattern in getattr(self, argument) or ():
                 if not any(fnmatchcase(name, pattern) for name in names):
                     raise ValueError(f"{argument} must be patterns of parameter names; {pattern!r} fits none of them")
 
-    def trainer(self, program, names, total_steps, prefix="", shown=""):
+    def trainer(self, program: Program, names: Sequence[str], total_steps: int, prefix: str = "",
+                shown: str = "") -> _core.Trainer | ChainTrainer:
         """Return a trainer of the parameters `names`, which the program knows under a prefix.
 
         Patterns are those of the names with `shown` before them.
@@ -126,13 +131,13 @@ class OptimizerSettings:
         return trainer
 
 
-def _sequence(values, name):
+def _sequence(values: Any, name: str) -> list[Any]:
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} must be a sequence, got {values!r}")
     return list(values)
 
 
-def _factors(values, name):
+def _factors(values: object, name: str) -> dict[str, float] | None:
     if values is None:
         return None
     if not isinstance(values, Mapping) or not all(isinstance(pattern, str) for pattern in values):
@@ -140,11 +145,11 @@ def _factors(values, name):
     return {pattern: real_number(value, f"{name}[{pattern!r}]", least=0.0) for pattern, value in values.items()}
 
 
-def _factor_of(name, factors):
+def _factor_of(name: str, factors: Mapping[str, float] | None) -> float:
     return next((value for pattern, value in (factors or {}).items() if fnmatchcase(name, pattern)), 1.0)
 
 
-def _warmup(value):
+def _warmup(value: object) -> float | int:
     value = real_number(value, "warmup", least=0.0)
     if value < 1:
         return value

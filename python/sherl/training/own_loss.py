@@ -1,18 +1,21 @@
 """A user's own loss: a function (outputs, targets) -> (loss, gradient), and checks of what it takes and gives."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from .. import _core
+from .._typing import Array, ArrayLike, Integers, Loss
 
 
-def read_loss(loss):
+def read_loss(loss: Loss | None) -> Loss | None:
     """Return a `loss` argument, which is None or a function."""
     if loss is not None and not callable(loss):
         raise TypeError(f"loss must be a function (outputs, targets) -> (loss, gradient), got {loss!r}")
     return loss
 
 
-def loss_name(loss):
+def loss_name(loss: object) -> str | None:
     """Return the qualified name of a loss, of its type where it has none, or None."""
     if loss is None:
         return None
@@ -20,7 +23,7 @@ def loss_name(loss):
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def read_targets(labels, samples, name):
+def read_targets(labels: ArrayLike, samples: int, name: str) -> Array:
     """Return labels as an array with one entry a sample, unchanged."""
     try:
         array = np.asarray(labels)
@@ -33,7 +36,8 @@ def read_targets(labels, samples, name):
     return array
 
 
-def loss_and_gradient(loss, outputs, targets, lengths=None):
+def loss_and_gradient(loss: Loss, outputs: Array, targets: Array,
+                      lengths: Integers | None = None) -> tuple[float, Array]:
     """Return the value of a loss as a float and its gradient, checked, in the core's own type.
 
     `lengths` are the output rows of each sample, where the head gives more than one.
@@ -53,7 +57,7 @@ def loss_and_gradient(loss, outputs, targets, lengths=None):
     return float(value), gradient
 
 
-def check_finite(value, gradient):
+def check_finite(value: float, gradient: Array) -> None:
     """Raise where what a loss returned is not finite."""
     if not np.isfinite(value):
         raise FloatingPointError(f"loss returned {value}, which is not finite")
@@ -61,7 +65,7 @@ def check_finite(value, gradient):
         raise FloatingPointError("loss returned a gradient that is not finite")
 
 
-def _described(value):
+def _described(value: object) -> str:
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
     return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)

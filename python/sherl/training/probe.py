@@ -1,9 +1,13 @@
 """A linear probe: scikit-learn's linear model on pooled frozen features, the baseline for a side network."""
 
+from __future__ import annotations
+
 import warnings
+from typing import Any
 
 import numpy as np
 
+from .._typing import Array, ArrayLike
 from .metrics import METRICS, default_metrics
 
 __all__ = ["LinearProbe", "fit_linear_probe"]
@@ -27,14 +31,14 @@ class LinearProbe:
         Trained coefficients and intercepts.
     """
 
-    def __init__(self, model, standardised, penalty):
+    def __init__(self, model: Any, standardised: bool, penalty: float) -> None:
         self._model = model
         self.standardised = standardised
         self.penalty = penalty
         last = model[-1]
         self.num_parameters = int(np.size(last.coef_) + np.size(last.intercept_))
 
-    def predict(self, features):
+    def predict(self, features: ArrayLike) -> Array:
         """Predict the targets of samples.
 
         Parameters
@@ -46,10 +50,11 @@ class LinearProbe:
         numpy.ndarray of shape (samples,)
             Class ids (int64) or values (float64).
         """
-        return self._model.predict(features)
+        predicted: Array = self._model.predict(features)
+        return predicted
 
 
-def fit_linear_probe(features, targets, task, seed=0):
+def fit_linear_probe(features: ArrayLike, targets: ArrayLike, task: str, seed: int = 0) -> LinearProbe:
     """Fit scikit-learn's LogisticRegression or Ridge on pooled features.
 
     Whether to standardise the features, and the penalty (1000 to 0.1), are chosen by the first default metric of the
@@ -103,7 +108,7 @@ def fit_linear_probe(features, targets, task, seed=0):
     return LinearProbe(_fitted(features, targets, task, *best), *best)
 
 
-def _fitted(features, targets, task, standardised, penalty):
+def _fitted(features: Array, targets: Array, task: str, standardised: bool, penalty: float) -> Any:
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression, Ridge

@@ -1,31 +1,40 @@
 """Sweeps: many side networks trained in one pass over the features, each with the bits that it would have alone."""
 
+from __future__ import annotations
+
 import itertools
 import math
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _core
+from .._typing import ArrayLike, Integers, Metric, Record, StateDict, Uint16As
 from ..blocks.queries import Stream
 from ..blocks.weights import load_state, read_state, trainable_names
 from ..checks import count_of, flag, seed_number, whole_number
-from ..features.features import as_features
+from ..features.features import Features, as_features
+from ..features.layout import Layout
 from ..html import html_table
 from ..network.late_route import given_positions, queries_of
 from ..network.side_network import SideNetwork
 from .average import WeightAverage, averaged_weights
 from .batching import epoch_batches
+from .chain import Chain
 from .fit import check_validation, monitor_name, read_validation
 from .history import History
 from .interrupt import Interrupt
 from .labelled import Labelled
 from .optimizers import OptimizerSettings
 from .progress import progress_bar
-from .scoring import BATCH_SIZE, metric_functions, scores_of
+from .scoring import BATCH_SIZE, Metrics, metric_functions, scores_of
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["SweepResult", "grid", "sweep"]
 
@@ -34,15 +43,19 @@ _USUAL = {"schedule": "linear", "warmup": 0.06, "clip_norm": 1.0}  # where fit d
 _OWN = ("network", "labels", "validation_labels", "sample_weight")
 
 
-def sweep(taps, labels, configurations, *, mask=None, positions=None, epochs=3, batch_size=32, validation=None,
-          metrics=None, monitor=None, restore_best=False, progress=True, seed=0, bucket_by_length=False, dtype=None,
-          **settings):
+def sweep(taps: Features | Sequence[ArrayLike], labels: ArrayLike | None,
+          configurations: Mapping[str, SideNetwork | Mapping[str, Any]], *, mask: ArrayLike | None = None,
+          positions: ArrayLike | None = None, epochs: int = 3, batch_size: int = 32,
+          validation: Sequence[Any] | None = None, metrics: Metrics = None, monitor: str | None = None,
+          restore_best: bool = False, progress: bool = True, seed: int = 0, bucket_by_length: bool = False,
+          dtype: Uint16As = None, **settings: Any) -> SweepResult:
     """Train several side networks in one pass over the features.
 
     Each network ends up with the same bits as after ``network.fit`` with the same arguments: the order of the samples
-    and the seed of dropout are common, the first weights are each network's own. Reading and widening of taps is shared.
-    A network whose loss or gradient is not finite keeps its weights before that step and is left alone from then on; the
-    others go on. An interrupt (Ctrl-C) ends the sweep after the step under way; a second one raises KeyboardInterrupt.
+    and the seed of dropout are common, the first weights are each network's own. Reading and widening of taps is
+    shared. A network whose loss or gradient is not finite keeps its weights before that step and is left alone from
+    then on; the others go on. An interrupt (Ctrl-C) ends the sweep after the step under way; a second one raises
+    KeyboardInterrupt.
 
     Parameters
     ----------
@@ -59,8 +72,8 @@ def sweep(taps, labels, configurations, *, mask=None, positions=None, epochs=3, 
     epochs, batch_size, bucket_by_length, seed
         As for `SideNetwork.fit`.
     validation : tuple, optional
-        (taps, labels), (taps, labels, mask) or (taps, labels, mask, positions), on which each network is evaluated after
-        every epoch.
+        (taps, labels), (taps, labels, mask) or (taps, labels, mask, positions), on which each network is evaluated
+        after every epoch.
     metrics, monitor
         As for `SideNetwork.fit`.
     restore_best : bool
@@ -87,7 +100,7 @@ def sweep(taps, labels, configurations, *, mask=None, positions=None, epochs=3, 
     ).run()
 
 
-def grid(factory, **choices):
+def grid(factory: Callable[..., SideNetwork], **choices: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """Return configurations for `sweep`: one for each combination of choices.
 
     Parameters
@@ -125,22 +138,23 @@ class SweepResult:
     histories : dict of str to History
         Their ``stopped`` is "not finite" where a loss or a gradient was not finite.
     table : list of dict
-        A row for each network, in the order given: ``"name"``, ``"parameters"``, ``"learning_rate"``, ``"stopped"``, and
-        of the epoch whose weights it holds ``"epoch"``, ``"loss"``, and with validation its loss and metrics.
+        A row for each network, in the order given: ``"name"``, ``"parameters"``, ``"learning_rate"``, ``"stopped"``,
+        and of the epoch whose weights it holds ``"epoch"``, ``"loss"``, and with validation its loss and metrics.
     best_name : str or None
         The network that is best by the monitored entry, or without validation by its loss. None where no epoch was
         finished, or where the networks are not to be compared: other labels, or another entry.
     """
 
-    def __init__(self, networks, histories, table, best_name):
+    def __init__(self, networks: dict[str, SideNetwork], histories: dict[str, History], table: list[Record],
+                 best_name: str | None) -> None:
         self.networks, self.histories, self.table, self.best_name = networks, histories, table, best_name
 
     @property
-    def best(self):
+    def best(self) -> SideNetwork | None:
         """The best network, or None."""
         return None if self.best_name is None else self.networks[self.best_name]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         names = list(dict.fromkeys(name for row in self.table for name in row))
         cells = [names, *([_cell(row.get(name)) for name in names] for row in self.table)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
@@ -151,16 +165,16 @@ class SweepResult:
                 lines[number] += "  best"
         return "\n".join([self._title(), *lines])
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         names = list(dict.fromkeys(name for row in self.table for name in row))
         best = [number for number, row in enumerate(self.table) if row["name"] == self.best_name]
         return html_table(self._title(), names, [[row.get(name) for name in names] for row in self.table], *best)
 
-    def _title(self):
+    def _title(self) -> str:
         return f"SweepResult: {count_of(len(self.table), 'network')}"
 
 
-def _cell(value):
+def _cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -169,23 +183,27 @@ def _cell(value):
 class _Entry:
     """One network of a sweep: its data, settings and history."""
 
-    def __init__(self, name, network, settings, labelled, validation, metrics, monitor, own_labels):
+    def __init__(self, name: str, network: SideNetwork, settings: OptimizerSettings, labelled: Labelled,
+                 validation: Labelled | None, metrics: dict[str, Metric], monitor: str | None,
+                 own_labels: bool) -> None:
         self.name, self.network, self.settings = name, network, settings
         self.labelled, self.validation, self.metrics = labelled, validation, metrics
         self.own_labels = own_labels
         self.history = History(None if validation is None else monitor_name(monitor, metrics))
-        self.trainer = self.average = None
-        self.best_value, self.best_weights = None, {}
+        self.trainer: Any = None  # set by the group
+        self.average: WeightAverage | None = None
+        self.best_value: float | None = None
+        self.best_weights: StateDict = {}
         self.loss_sum = self.share_sum = 0.0
 
     @property
-    def running(self):
+    def running(self) -> bool:
         return self.history.stopped is None
 
-    def begin_epoch(self):
+    def begin_epoch(self) -> None:
         self.loss_sum = self.share_sum = 0.0
 
-    def step(self, loss, share):
+    def step(self, loss: float, share: float) -> None:
         """Apply the gradient that the program has now."""
         if not math.isfinite(loss):
             self.history.stopped = "not finite"
@@ -203,8 +221,9 @@ class _Entry:
         self.share_sum += share
         self.history.step_losses.append(loss)
 
-    def end_epoch(self, epoch, started, restore_best, progress):
-        entry = {"epoch": epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0), "learning_rate": self.rate,
+    def end_epoch(self, epoch: int, started: float, restore_best: bool, progress: bool) -> None:
+        entry: Record = {"epoch": epoch + 1, "loss": self.loss_sum / (self.share_sum or 1.0),
+                         "learning_rate": self.rate,
                  "seconds": time.perf_counter() - started}
         if self.validation is not None:
             with self.network._lock, self._averaged():
@@ -212,25 +231,25 @@ class _Entry:
                                    progress=f"validation of {self.name}" if progress else None)
             entry.update({f"validation_{name}": value for name, value in scores.items()})
         self.history.epochs.append(entry)
-        if self.validation is not None and self.history._compare(entry[self.history.monitor], self.best_value):
-            self.best_value, self.history.best_epoch = entry[self.history.monitor], epoch + 1
+        if self.validation is not None and self.history._compare(entry[str(self.history.monitor)], self.best_value):
+            self.best_value, self.history.best_epoch = entry[str(self.history.monitor)], epoch + 1
             if restore_best:
                 with self._averaged():
                     self.best_weights = self.network.state_dict()
 
-    def _averaged(self):
+    def _averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has the weights that are evaluated."""
         return nullcontext() if self.average is None else self.average.applied(self.network)
 
-    def keep_weights(self, restore_best):
+    def keep_weights(self, restore_best: bool) -> None:
         """Let the network have the weights that it keeps: the best, the average, or the last."""
         if restore_best and self.best_weights:
             self.network.load_state_dict(self.best_weights)
         elif self.average is not None and self.history.stopped != "not finite":
             self.network.load_state_dict(self.average.values)
 
-    def row(self, restore_best):
-        held = self.history.best if restore_best else (self.history.epochs or [None])[-1]
+    def row(self, restore_best: bool) -> Record:
+        held = self.history.best if restore_best else (self.history.epochs or [{}])[-1]
         scores = {name: value for name, value in (held or {}).items() if name not in ("learning_rate", "seconds")}
         return {"name": self.name, "parameters": self.network.num_parameters(),
                 "learning_rate": self.settings.learning_rate, "stopped": self.history.stopped, **scores}
@@ -239,14 +258,14 @@ class _Entry:
 class _Group:
     """Networks in one program. It holds copies of their weights, each under a prefix, in a store of its own."""
 
-    def __init__(self, entries, total_steps):
+    def __init__(self, entries: list[_Entry], total_steps: int) -> None:
         self.entries = entries
         self.prefixes = [f"{number}." for number in range(len(entries))]
         # All heads that read positions read the same ones; this network declares them, if any does.
         self.reader = max((entry.network for entry in entries), key=lambda network: network.head._takes_positions)
         self.store = _core.Parameters()
         self.program = self._build().compile(True)
-        self.program.lanes = entries[0].network._programs.loss_gradient(True).lanes
+        self.program.lanes = _program_of(entries[0].network).lanes
         for entry, prefix in zip(entries, self.prefixes):
             with entry.network._lock:
                 load_state(self.store, prefix, read_state(entry.network._programs.store), strict=True)
@@ -256,10 +275,10 @@ class _Group:
             if entry.settings.ema is not None:
                 entry.average = WeightAverage(averaged_weights(self.store, prefix), entry.settings.ema)
 
-    def _build(self):
+    def _build(self) -> _core.Graph:
         """Return the graph: blocks of a kind one after the other, so that steps over a whole block lie together."""
         graph = _core.Graph(self.store, True)
-        graph.set_staged(self.entries[0].network._programs.loss_gradient(True).staged)
+        graph.set_staged(_program_of(self.entries[0].network).staged)
         taps, given = self.entries[0].network._programs.declare_rows(graph, False)
         positions = self.reader.head._declare_positions(graph)
         values = [Stream(taps, given=given) for _ in self.entries]  # x: what the block that comes reads
@@ -270,9 +289,10 @@ class _Group:
         aligned = [[*blocks[:-1], *[None] * (depth - len(blocks)), blocks[-1]] for blocks in parts]
         for level in range(depth):
             for number, blocks in enumerate(aligned):
-                if blocks[level] is None:
+                present = blocks[level]
+                if present is None:
                     continue
-                prefix, block = blocks[level]
+                prefix, block = present
                 graph.stream = streams[number]  # as if the network had a graph of its own
                 programs, stream = self.entries[number].network._programs, values[number]
                 prefix = self.prefixes[number] + prefix
@@ -292,7 +312,7 @@ class _Group:
         graph.loss(total)
         return graph
 
-    def step(self, index, seed, number):
+    def step(self, index: Integers, seed: int, number: int) -> None:
         """Take a step of every network that still runs."""
         features = self.entries[0].labelled.features
         batch = features.batch(index)
@@ -309,10 +329,10 @@ class _Group:
                 entry.step(float(loss.sum(dtype=np.float64)), entry.labelled.share(index))
 
     @property
-    def running(self):
+    def running(self) -> bool:
         return any(entry.running for entry in self.entries)
 
-    def write_back(self):
+    def write_back(self) -> None:
         """Copy the weights to the networks."""
         for entry, prefix in zip(self.entries, self.prefixes):
             with entry.network._lock:
@@ -320,8 +340,11 @@ class _Group:
 
 
 class _Sweep:
-    def __init__(self, taps, labels, configurations, settings, *, mask, positions, epochs, batch_size, validation, metrics,
-                 monitor, restore_best, progress, seed, bucket_by_length, dtype):
+    def __init__(self, taps: Features | Sequence[ArrayLike], labels: ArrayLike | None,
+                 configurations: Mapping[str, SideNetwork | Mapping[str, Any]], settings: dict[str, Any], *,
+                 mask: ArrayLike | None, positions: ArrayLike | None, epochs: int, batch_size: int,
+                 validation: Sequence[Any] | None, metrics: Metrics, monitor: str | None, restore_best: bool,
+                 progress: bool, seed: int, bucket_by_length: bool, dtype: Uint16As) -> None:
         self.epochs = whole_number(epochs, "epochs", 1)
         self.batch_size = whole_number(batch_size, "batch_size", 1)
         self.restore_best = flag(restore_best, "restore_best")
@@ -345,7 +368,7 @@ class _Sweep:
         ]
         self.batches = -(-len(self.features) // self.batch_size)
         # Networks of one program are cut into tiles and lanes alike, each as its own program would be.
-        groups = {}
+        groups: dict[Any, list[_Entry]] = {}
         for entry in self.entries:
             program = entry.network._programs.loss_gradient(True)
             queries, each_row = queries_of(entry.network.late), entry.network.head._loss_each_row
@@ -355,7 +378,8 @@ class _Sweep:
             groups.setdefault(kind, []).append(entry)
         self.groups = [_Group(entries, self.epochs * self.batches) for entries in groups.values()]
 
-    def _entry(self, name, settings, labels, held_out, metrics, monitor):
+    def _entry(self, name: str, settings: dict[str, Any], labels: ArrayLike | None,
+               held_out: tuple[Features, Any, Layout] | None, metrics: Metrics, monitor: str | None) -> _Entry:
         network, own_labels, held_out_labels, sample_weight = (settings.pop(key, None) for key in _OWN)
         try:
             if network._programs.foreign:
@@ -379,7 +403,7 @@ class _Sweep:
         except (TypeError, ValueError) as error:
             raise type(error)(f"configuration {name!r}: {error}") from error
 
-    def run(self):
+    def run(self) -> SweepResult:
         steps = 0
         for entry in self.entries:
             entry.network._note_source(self.features)
@@ -415,15 +439,15 @@ class _Sweep:
         return self._result()
 
     @property
-    def _running(self):
+    def _running(self) -> list[_Group]:
         return [group for group in self.groups if group.running]
 
-    def _result(self):
+    def _result(self) -> SweepResult:
         table = [entry.row(self.restore_best) for entry in self.entries]
         histories = {entry.name: entry.history for entry in self.entries}
         return SweepResult({entry.name: entry.network for entry in self.entries}, histories, table, self._best(table))
 
-    def _best(self, table):
+    def _best(self, table: list[Record]) -> str | None:
         monitors = {entry.history.monitor for entry in self.entries}
         if len(monitors) > 1 or len({entry.network.head.task for entry in self.entries}) > 1:
             return None
@@ -436,16 +460,24 @@ class _Sweep:
         return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
-def _is_running(entry):
+def _program_of(network: SideNetwork) -> _core.Program:
+    """Return the program that trains a network, all of which the core computes."""
+    program = network._programs.loss_gradient(True)
+    assert not isinstance(program, Chain)
+    return program
+
+
+def _is_running(entry: _Entry) -> bool:
     return entry.running
 
 
-def _read_configurations(configurations):
+def _read_configurations(configurations: Mapping[str, SideNetwork | Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return dictionaries with a network each, by name, all checked."""
     if not isinstance(configurations, Mapping) or not configurations:
         raise TypeError("configurations must be a dictionary with a network, or a dictionary, for each name, "
                         f"got {configurations!r}")
-    given, seen = {}, {}
+    given: dict[str, dict[str, Any]] = {}
+    seen: dict[int, str] = {}
     for name, own in configurations.items():
         own = {"network": own} if isinstance(own, SideNetwork) else own
         if not isinstance(own, Mapping) or not isinstance(own.get("network"), SideNetwork):
@@ -454,28 +486,28 @@ def _read_configurations(configurations):
         network = own["network"]
         early = network.early
         if early.images or early.guidance == "spatial" or "batchnorm" in (early.down, early.up_norm):
-            raise ValueError(f"configuration {name!r} must read tokens, without batch norms and spatial guidance; train "
-                             "it with fit")
+            raise ValueError(f"configuration {name!r} must read tokens, without batch norms and spatial guidance; "
+                             "train it with fit")
         if id(network) in seen:
             raise ValueError(f"configuration {name!r} has the network of {seen[id(network)]!r}: each needs its own")
         seen[id(network)] = name
         first = next(iter(given.values()), own)["network"]
         if _channels(network) != _channels(first):
-            raise ValueError(f"configuration {name!r} must take taps of {_channels(first)} channels, as the first does, "
-                             f"got {_channels(network)}")
+            raise ValueError(f"configuration {name!r} must take taps of {_channels(first)} channels, as the first "
+                             f"does, got {_channels(network)}")
         given[str(name)] = dict(own)
     if len(given) < len(configurations):
         raise ValueError("configurations must have names that differ as text")
     return given
 
 
-def _channels(network):
+def _channels(network: SideNetwork) -> list[int]:
     """Return the channels of the arrays that a network reads."""
     positions = given_positions(network.late)
     return [*network.early.features, *([] if positions is None else [positions])]
 
 
-def _check_names(given, known, where):
+def _check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
     unknown = [str(name) for name in given if name not in known]
     if unknown:
         raise TypeError(f"{where} has no setting {', '.join(unknown)}; there are {', '.join(known)}")
