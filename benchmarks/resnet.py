@@ -43,8 +43,8 @@ class ResNetProblem:
     def described(self):
         side = self.pixels // STRIDE
         grids = ", ".join(f"{window * side}x{window * side}x{width}" for window, width in zip(self.pool, self.widths))
-        return (f"{self.batch} pictures of {self.pixels} pixels a side, taps of {grids}, {self.hidden} hidden channels, "
-                f"{self.blocks} frozen bottleneck{'s' * (self.blocks > 1)}, {self.classes} classes, batch statistics")
+        return (f"{self.batch} pictures of {self.pixels} pixels a side, taps of {grids}, {self.hidden} hidden channels"
+                f", {self.blocks} frozen bottleneck{'s' * (self.blocks > 1)}, {self.classes} classes, batch statistics")
 
     def inputs(self):
         """Taps as float32 (batch, height, width, channels), none below 0 as behind a relu, and int64 labels."""

@@ -35,7 +35,7 @@ class TwoTowerProblem:
 
     @property
     def towers(self):
-        """Of each tower name, tokens, channels, taps, the rows that its head reads, and whether its norms come first."""
+        """Of each tower name, tokens, channels, taps, the rows that its head reads, whether its norms come first."""
         return (("a", self.image_tokens, self.image_features, self.image_taps, "first", True),
                 ("b", self.text_tokens, self.text_features, self.text_taps, "mean", False))
 
