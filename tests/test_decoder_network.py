@@ -428,8 +428,10 @@ WRONG = {
     "positions of another width": ([sherl.Positions(8)],
                                    r"late\[0\] must have the 32 features that early gives, got 8"),
     "queries of another width": ([sherl.Queries(8, 2)], "head must have the 8 features that late"),
-    "positions that nobody reads": ([sherl.Positions(FEATURES)], r"late\[0\] gives positions, which no layer behind it"),
-    "a memory that nobody reads": ([sherl.Queries(FEATURES, 2, positions=False, start=True)], r"late\[0\] gives a memory"),
+    "positions that nobody reads": ([sherl.Positions(FEATURES)],
+                                    r"late\[0\] gives positions, which no layer behind it"),
+    "a memory that nobody reads": ([sherl.Queries(FEATURES, 2, positions=False, start=True)],
+                                   r"late\[0\] gives a memory"),
     "positions of a memory that nobody reads": (
         [sherl.Positions(FEATURES), sherl.Queries(FEATURES, 2, positions=False, start=True), MORE["t5 decoder"]()],
         r"late\[0\] gives positions of the memory, which",

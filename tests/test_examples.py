@@ -204,7 +204,8 @@ def test_visual_questions(vit, language_model, monkeypatch, capsys):
 def test_notebooks_are_kept_with_their_outputs_and_small():
     folder = Path(__file__).parents[1] / "examples"
     notebooks = sorted(folder.glob("*.ipynb"))
-    listed = re.findall(r"examples/(\w+\.ipynb)\)", (folder.parent / "docs" / "examples.md").read_text(encoding="utf-8"))
+    listed = re.findall(r"examples/(\w+\.ipynb)\)",
+                        (folder.parent / "docs" / "examples.md").read_text(encoding="utf-8"))
     assert sorted(listed) == [path.name for path in notebooks]
     for path in notebooks:
         outputs = [output for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]

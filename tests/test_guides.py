@@ -208,7 +208,8 @@ def test_backbones(language_model, tmp_path, monkeypatch):
     write_tiny_model(tmp_path / "dinov2-small", "dinov2")
     write_resnet(tmp_path / "resnet50", resnet_weights(depths=(3, 4, 6, 3)))
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    tokens, patches = (sherl.Features([np.ones((rows, 384), np.float32)] * 6, lengths=[rows // 2] * 2) for rows in (4, 6))
+    tokens, patches = (sherl.Features([np.ones((rows, 384), np.float32)] * 6, lengths=[rows // 2] * 2)
+                       for rows in (4, 6))
     names = {"images": images, "text_features": tokens, "image_features": patches, "answers": 3,
              "language_model": sherl.load_backbone(language_model), "text_of_sample": [0, 0], "image_of_sample": [0, 1]}
     names = run("how-to-backbones.md", names)

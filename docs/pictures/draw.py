@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("svg")
-from matplotlib import pyplot as plt
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle  # noqa: E402
 
 FOLDER = Path(__file__).parent
 FROZEN, TRAINED, PLAIN, LEFT_OUT, INK, GRADIENT = "#d5dce6", "#bfe3c5", "#f4f1e6", "#ffffff", "#222222", "#c0392b"
