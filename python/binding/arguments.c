@@ -94,8 +94,7 @@ static bool parse_choice(const argument *given, int *number) {
     }
     PyObject *text = list_of_choices(given->choices);
     if (!text) return false;
-    PyErr_Format(PyExc_ValueError, "%s must be one of %U, not %R",
-                 given->name, text, given->given);
+    PyErr_Format(PyExc_ValueError, "%s must be one of %U, not %R", given->name, text, given->given);
     Py_DECREF(text);
     return false;
 }

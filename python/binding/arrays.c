@@ -192,8 +192,9 @@ static bool find_element(const char *name, PyArrayObject *array, const row_reque
         *element = elements[i].element;
         return true;
     }
-    return refuse_dtype(name, array, request->integers ? "int32 or int64"
-                                                       : "float32, float64, float16 or uint16 (holding bfloat16)");
+    return refuse_dtype(name, array,
+                        request->integers ? "int32 or int64"
+                                          : "float32, float64, float16 or uint16 (holding bfloat16)");
 }
 
 static bool check_rows_layout(const char *name, PyArrayObject *array, const row_request *request) {

@@ -46,8 +46,8 @@ static bool bind_space(bound_batch *batch, const declared_space *declared, size_
 /* Rows that no offsets tell: of images they follow from heights and widths, and fixed ones are known. */
 static bool count_rows(bound_batch *batch, const ProgramObject *program) {
     core_lock(program->parameters->state);
-    sherl_status status = sherl_program_rows(program->program, batch->core.samples, batch->core.offsets,
-                                             batch->core.grids, batch->rows);
+    sherl_status status =
+        sherl_program_rows(program->program, batch->core.samples, batch->core.offsets, batch->core.grids, batch->rows);
     core_unlock(program->parameters->state);
     if (status == SHERL_SHAPE_MISMATCH)
         PyErr_SetString(PyExc_ValueError, "offsets hold heights and widths that do not fit each other or a window");
@@ -84,8 +84,10 @@ static bool bind_rows(bound_batch *batch, const char *sequence, PyObject *items,
                       bool writeable, row_view *view) {
     char name[40];
     PyOS_snprintf(name, sizeof name, "%s[%zu]", sequence, i);
-    row_request request = {.rows = batch->rows[rows->space], .channels = rows->channels,
-                           .integers = rows->integers, .writeable = writeable};
+    row_request request = {.rows = batch->rows[rows->space],
+                           .channels = rows->channels,
+                           .integers = rows->integers,
+                           .writeable = writeable};
     return array_rows(name, PyTuple_GET_ITEM(items, (Py_ssize_t)i), &request, batch->held, view);
 }
 
@@ -136,9 +138,8 @@ bool batch_bind(bound_batch *batch, const ProgramObject *program, const batch_ar
         !bind_sources(batch, "cotangents", given->cotangents, &declared->outputs, "output", &batch->cotangents))
         return false;
     batch->core.cotangents = batch->cotangents;
-    if (is_given(given->input_gradients) &&
-        !bind_sinks(batch, "input_gradients", given->input_gradients, &declared->inputs, "input",
-                    &batch->input_gradients))
+    if (is_given(given->input_gradients) && !bind_sinks(batch, "input_gradients", given->input_gradients,
+                                                        &declared->inputs, "input", &batch->input_gradients))
         return false;
     batch->core.input_gradients = batch->input_gradients;
     return true;

@@ -6,7 +6,7 @@
 
 typedef struct bound_batch {
     sherl_batch core;
-    PyObject *held; /* list that keeps every array of the call alive */
+    PyObject *held;                  /* list that keeps every array of the call alive */
     const size_t **offsets, **grids; /* by row space */
     size_t *rows;                    /* by row space */
     sherl_source *inputs, *cotangents;

@@ -3,11 +3,10 @@
 
 #include "arrays.h"
 
-const char *const activation_names[] = {"identity", "relu", "gelu", "gelu_tanh", "quick_gelu",
+const char *const activation_names[] = {"identity", "relu",    "gelu", "gelu_tanh", "quick_gelu",
                                         "silu",     "sigmoid", "tanh", NULL};
 const char *const pooling_names[] = {"first", "mean", "max", "last", "position", NULL};
-static const char *const initializer_names[] = {"zeros", "ones", "xavier_uniform", "normal",
-                                              "standard_normal", NULL};
+static const char *const initializer_names[] = {"zeros", "ones", "xavier_uniform", "normal", "standard_normal", NULL};
 
 /* ---- Results and sequences --------------------------------------------------------------------------------------- */
 
@@ -87,13 +86,13 @@ static bool copy_declarations(declarations *copy, const declarations *declared) 
     if (!copy->spaces) PyErr_NoMemory();
     for (size_t i = 0; copy->spaces && i < declared->space_count; i++) copy->spaces[i] = declared->spaces[i];
     copy->space_count = copy->space_capacity = declared->space_count;
-    if (copy->spaces && copy_list(&copy->inputs, &declared->inputs) && copy_list(&copy->outputs, &declared->outputs)) return true;
+    if (copy->spaces && copy_list(&copy->inputs, &declared->inputs) && copy_list(&copy->outputs, &declared->outputs))
+        return true;
     declarations_release(copy);
     return false;
 }
 
-static PyObject *declare_space(GraphObject *self, PyObject *args, PyObject *keywords, const char *method,
-                               bool images) {
+static PyObject *declare_space(GraphObject *self, PyObject *args, PyObject *keywords, const char *method, bool images) {
     const char *name;
     argument arguments[] = {text_argument("name", &name)};
     if (!parse_arguments(method, args, keywords, arguments, LENGTH(arguments), 1)) return NULL;
@@ -232,8 +231,8 @@ static PyObject *graph_parameter(GraphObject *self, PyObject *args, PyObject *ke
     const sherl_real *data;
     if (!parse_shape(shape, &rows, &columns) || !parse_data(self, name, role, array, rows, columns, &data)) return NULL;
     core_lock(self->parameters->state);
-    sherl_parameter parameter = sherl_graph_parameter(self->graph, name, rows, columns, (sherl_role)role,
-                                                      (sherl_initializer)initializer, data);
+    sherl_parameter parameter =
+        sherl_graph_parameter(self->graph, name, rows, columns, (sherl_role)role, (sherl_initializer)initializer, data);
     core_unlock(self->parameters->state);
     return graph_result(self, parameter);
 }
@@ -491,8 +490,10 @@ static PyObject *graph_vocabulary_cross_entropy(GraphObject *self, PyObject *arg
     sherl_value x, targets, weights;
     sherl_parameter table;
     sherl_vocabulary_settings settings = {0};
-    argument arguments[] = {handle_argument("x", &x), handle_argument("target_indices", &targets),
-                            handle_argument("weights", &weights), handle_argument("table", &table),
+    argument arguments[] = {handle_argument("x", &x),
+                            handle_argument("target_indices", &targets),
+                            handle_argument("weights", &weights),
+                            handle_argument("table", &table),
                             optional(real_argument("label_smoothing", &settings.label_smoothing)),
                             optional(flag_argument("best", &settings.best)),
                             optional(flag_argument("bfloat16", &settings.bfloat16))};
@@ -530,8 +531,8 @@ static PyObject *graph_row_cross_entropy(GraphObject *self, PyObject *args, PyOb
     if (fits) value = sherl_row_cross_entropy(self->graph, logits, targets, weights);
     PyMem_Free(targets);
     if (fits) return graph_result(self, value);
-    return PyErr_Format(PyExc_ValueError, "target_rows must be %zu values, one a channel of the logits, not %zu", channels,
-                        count);
+    return PyErr_Format(PyExc_ValueError, "target_rows must be %zu values, one a channel of the logits, not %zu",
+                        channels, count);
 }
 
 /* ---- Life -------------------------------------------------------------------------------------------------------- */
@@ -592,8 +593,7 @@ static PyObject *graph_new(PyTypeObject *type, PyObject *args, PyObject *keyword
     if (!self) return NULL;
     Py_INCREF(parameters);
     self->parameters = (ParametersObject *)parameters;
-    sherl_status status =
-        sherl_graph_create(state->context, self->parameters->parameters, training, &self->graph);
+    sherl_status status = sherl_graph_create(state->context, self->parameters->parameters, training, &self->graph);
     if (!status) return (PyObject *)self;
     Py_DECREF(self);
     return raise_status(status, "Graph");
@@ -646,7 +646,8 @@ static PyMethodDef graph_methods[] = {
     METHOD("dropout", graph_dropout, "dropout($self, x, rate)\n--\n\nDropout in a training graph, else x."),
     METHOD("add", graph_add, "add($self, a, b)\n--\n\na + b"),
     METHOD("multiply", graph_multiply, "multiply($self, a, b)\n--\n\na * b"),
-    METHOD("scale_channels", graph_scale_channels, "scale_channels($self, x, scale)\n--\n\nx * scale, channel by channel"),
+    METHOD("scale_channels", graph_scale_channels,
+           "scale_channels($self, x, scale)\n--\n\nx * scale, channel by channel"),
     METHOD("embedding", graph_embedding, "embedding($self, indices, table)\n--\n\ntable[indices]"),
     METHOD("table", graph_table, "table($self, table, space)\n--\n\nThe rows of a table for every sample."),
     METHOD("rotary", graph_rotary,
@@ -663,8 +664,7 @@ static PyMethodDef graph_methods[] = {
            "rank_encoding($self, x, channels)\n--\n\nRows that tell their rank in the sample, from above and below."),
     METHOD("sorted_pool", graph_sorted_pool,
            "sorted_pool($self, x, scores)\n--\n\nOne row a sample: sorted values by the softmax of the scores."),
-    METHOD("l2_normalize", graph_l2_normalize,
-           "l2_normalize($self, x, eps=0.0)\n--\n\nx / (||x|| + eps), row by row."),
+    METHOD("l2_normalize", graph_l2_normalize, "l2_normalize($self, x, eps=0.0)\n--\n\nx / (||x|| + eps), row by row."),
     METHOD("amplify", graph_amplify, "amplify($self, x, logarithm, initial=1.0)\n--\n\ninitial exp(logarithm) x"),
     METHOD("concatenate", graph_concatenate, "concatenate($self, values)\n--\n\nChannels side by side."),
     METHOD("convolution", graph_convolution,
@@ -736,8 +736,7 @@ static PyMethodDef graph_methods[] = {
            "Class logits, a box and a normalized projection of every row, side by side."),
     METHOD("set_staged", graph_set_staged,
            "set_staged($self, staged)\n--\n\nWhether ops with one row a sample run once for a block of tiles."),
-    METHOD("compile", graph_compile,
-           "compile($self, gradient)\n--\n\nThe program, with a backward part or without."),
+    METHOD("compile", graph_compile, "compile($self, gradient)\n--\n\nThe program, with a backward part or without."),
     {NULL, NULL, 0, NULL},
 };
 

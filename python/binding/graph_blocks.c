@@ -9,8 +9,8 @@
 /* ---- MTSA and heads ---------------------------------------------------------------------------------------------- */
 
 static const char *const down_names[] = {"layernorm", "gated", "relu", "batchnorm", NULL}; /* by sherl_down */
-static const char *const guidance_names[] = {"token", "residual_mlp", "spatial", NULL}; /* by sherl_guidance_kind */
-static const char *const up_norm_names[] = {"none", "layernorm", "batchnorm", NULL};    /* by sherl_norm */
+static const char *const guidance_names[] = {"token", "residual_mlp", "spatial", NULL};    /* by sherl_guidance_kind */
+static const char *const up_norm_names[] = {"none", "layernorm", "batchnorm", NULL};       /* by sherl_norm */
 
 /* The window of each tap as an array of its own; NULL with an exception set. */
 static size_t *parse_windows(PyObject *sequence, size_t count) {
@@ -50,8 +50,12 @@ static bool parse_mtsa_arguments(const char *function, PyObject *args, PyObject 
     PyObject *sequence, *window_sequence = NULL;
     int down = SHERL_DOWN_LAYER_NORM, guidance = SHERL_GUIDANCE_TOKEN, up_norm = SHERL_NORM_NONE;
     int base = SHERL_BASE_FIRST;
-    *given = (mtsa_arguments){.settings = {.eps = 1e-8, .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .momentum = 0.1,
-                                           .gate_temperature = 0.1, .position = SHERL_NONE}};
+    *given = (mtsa_arguments){.settings = {.eps = 1e-8,
+                                           .down_norm_eps = 1e-5,
+                                           .up_norm_eps = 1e-12,
+                                           .momentum = 0.1,
+                                           .gate_temperature = 0.1,
+                                           .position = SHERL_NONE}};
     sherl_mtsa_settings *settings = &given->settings;
     argument arguments[] = {text_argument("prefix", &given->prefix),
                             object_argument("taps", &sequence),
@@ -104,8 +108,8 @@ PyObject *graph_mtsa_features(GraphObject *self, PyObject *args, PyObject *keywo
         return PyErr_NoMemory();
     }
     core_lock(self->parameters->state);
-    size_t count = sherl_mtsa_features(self->graph, given.prefix, given.taps, given.count, given.last, &given.settings,
-                                       features);
+    size_t count =
+        sherl_mtsa_features(self->graph, given.prefix, given.taps, given.count, given.last, &given.settings, features);
     core_unlock(self->parameters->state);
     free_mtsa_arguments(&given);
     PyObject *list = count ? PyList_New((Py_ssize_t)count) : graph_result(self, SHERL_NONE);
@@ -186,13 +190,28 @@ PyObject *graph_detector(GraphObject *self, PyObject *args, PyObject *keywords) 
 /* ---- The transformer layer --------------------------------------------------------------------------------------- */
 
 typedef enum layer_size {
-    ONE_ROW, HIDDEN, INNER, KEY_INNER, INTERMEDIATE, MEMORY, BUCKETS, HEADS, LAYER_SIZES
+    ONE_ROW,
+    HIDDEN,
+    INNER,
+    KEY_INNER,
+    INTERMEDIATE,
+    MEMORY,
+    BUCKETS,
+    HEADS,
+    LAYER_SIZES
 } layer_size;
 
 /* What a weight is there for; a layer has those whose conditions all hold. */
 enum {
-    QUERY_BIAS = 1, OUTPUT_BIAS = 2, FEED_FORWARD_BIAS = 4, NORM_BIAS = 8, GATED = 16, SANDWICH = 32, LAYER_SCALE = 64,
-    POSITIONS = 128, CROSS = 256
+    QUERY_BIAS = 1,
+    OUTPUT_BIAS = 2,
+    FEED_FORWARD_BIAS = 4,
+    NORM_BIAS = 8,
+    GATED = 16,
+    SANDWICH = 32,
+    LAYER_SCALE = 64,
+    POSITIONS = 128,
+    CROSS = 256
 };
 
 /* Each weight of a layer: its key, its place, its shape and its conditions. */
@@ -202,9 +221,9 @@ static const struct layer_weight {
     layer_size rows, columns;
     unsigned conditions;
 } layer_weights[] = {
-#define WEIGHT(name, rows, columns, conditions)                                                                       \
+#define WEIGHT(name, rows, columns, conditions)                                                                        \
     {#name "_weight", offsetof(sherl_transformer_weights, name.weight), rows, columns, conditions}
-#define BIAS(name, columns, conditions)                                                                               \
+#define BIAS(name, columns, conditions)                                                                                \
     {#name "_bias", offsetof(sherl_transformer_weights, name.bias), ONE_ROW, columns, conditions}
     WEIGHT(query, INNER, HIDDEN, 0),
     BIAS(query, INNER, QUERY_BIAS),
@@ -273,9 +292,8 @@ static PyObject *copy_weights(PyObject *mapping, unsigned conditions) {
     PyObject *key, *value;
     for (Py_ssize_t place = 0; PyDict_Next(weights, &place, &key, &value);) {
         size_t i = 0;
-        while (i < LENGTH(layer_weights) &&
-               !(layer_has(&layer_weights[i], conditions) && PyUnicode_Check(key) &&
-                 PyUnicode_CompareWithASCIIString(key, layer_weights[i].key) == 0))
+        while (i < LENGTH(layer_weights) && !(layer_has(&layer_weights[i], conditions) && PyUnicode_Check(key) &&
+                                              PyUnicode_CompareWithASCIIString(key, layer_weights[i].key) == 0))
             i++;
         if (i < LENGTH(layer_weights)) continue;
         PyErr_Format(PyExc_ValueError,
@@ -363,8 +381,11 @@ PyObject *graph_transformer_layer(GraphObject *self, PyObject *args, PyObject *k
     PyObject *mapping;
     int activation = SHERL_GELU_ERF, placement = SHERL_NORM_POST, norm = SHERL_LAYER_NORM;
     sherl_transformer_inputs inputs = {SHERL_NONE, SHERL_NONE, SHERL_NONE, SHERL_NONE};
-    sherl_transformer_settings settings = {.eps = 1e-12, .query_bias = true, .output_bias = true,
-                                           .feed_forward_bias = true, .norm_bias = true,
+    sherl_transformer_settings settings = {.eps = 1e-12,
+                                           .query_bias = true,
+                                           .output_bias = true,
+                                           .feed_forward_bias = true,
+                                           .norm_bias = true,
                                            .positions = {.max_distance = 128, .bidirectional = true}};
     argument arguments[] = {text_argument("prefix", &prefix),
                             handle_argument("x", &inputs.x),

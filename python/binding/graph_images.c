@@ -25,8 +25,8 @@ PyObject *graph_convolution(GraphObject *self, PyObject *args, PyObject *keyword
                             optional(choice_argument("activation", activation_names, &activation)),
                             or_none(handle_argument("output", &output))};
     if (!parse_arguments("convolution", args, keywords, arguments, LENGTH(arguments), 8)) return NULL;
-    return graph_result(
-        self, sherl_convolution(self->graph, x, weight, bias, window, (sherl_activation)activation, output));
+    return graph_result(self,
+                        sherl_convolution(self->graph, x, weight, bias, window, (sherl_activation)activation, output));
 }
 
 PyObject *graph_window_pool(GraphObject *self, PyObject *args, PyObject *keywords) {
@@ -56,8 +56,7 @@ PyObject *graph_spatial_guidance(GraphObject *self, PyObject *args, PyObject *ke
                             optional(count_argument("index", 0, &settings.index))};
     if (!parse_arguments("spatial_guidance", args, keywords, arguments, LENGTH(arguments), 10)) return NULL;
     settings.base = (sherl_base)base;
-    return graph_result(
-        self, sherl_spatial_guidance(self->graph, x, guide, position, weight, bias, gate, &settings));
+    return graph_result(self, sherl_spatial_guidance(self->graph, x, guide, position, weight, bias, gate, &settings));
 }
 
 /* ---- Blocks of a ResNet ---------------------------------------------------------------------------------------- */
@@ -155,10 +154,14 @@ PyObject *graph_bottleneck(GraphObject *self, PyObject *args, PyObject *keywords
                             optional(flag_argument("bfloat16", &settings.bfloat16))};
     if (!parse_arguments("bottleneck", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
     size_t channels = sherl_graph_channels(self->graph, x); /* 0: no such value, which the core will say */
-    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [INPUTS] = channels, [WIDTH] = settings.width,
-                      [WINDOW] = under_window(settings.width), [OUTPUTS] = settings.out_features};
+    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR,
+                      [INPUTS] = channels,
+                      [WIDTH] = settings.width,
+                      [WINDOW] = under_window(settings.width),
+                      [OUTPUTS] = settings.out_features};
     sherl_bottleneck_weights weights = {0};
-    if (channels && !parse_weights(self, prefix, mapping, bottleneck_weights, LENGTH(bottleneck_weights), sizes, &weights))
+    if (channels &&
+        !parse_weights(self, prefix, mapping, bottleneck_weights, LENGTH(bottleneck_weights), sizes, &weights))
         return NULL;
     core_lock(self->parameters->state);
     sherl_value value = sherl_bottleneck(self->graph, prefix, x, &weights, &settings);
@@ -179,8 +182,11 @@ PyObject *graph_basic_block(GraphObject *self, PyObject *args, PyObject *keyword
                             optional(flag_argument("bfloat16", &settings.bfloat16))};
     if (!parse_arguments("basic_block", args, keywords, arguments, LENGTH(arguments), 3)) return NULL;
     size_t channels = sherl_graph_channels(self->graph, x); /* as above */
-    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR, [INPUTS] = channels, [OUTPUTS] = settings.out_features,
-                      [WIDE_INPUTS] = under_window(channels), [WIDE_OUTPUTS] = under_window(settings.out_features)};
+    size_t sizes[] = {[ONE_ROW] = SHERL_VECTOR,
+                      [INPUTS] = channels,
+                      [OUTPUTS] = settings.out_features,
+                      [WIDE_INPUTS] = under_window(channels),
+                      [WIDE_OUTPUTS] = under_window(settings.out_features)};
     sherl_basic_block_weights weights = {0};
     if (channels &&
         !parse_weights(self, prefix, mapping, basic_block_weights, LENGTH(basic_block_weights), sizes, &weights))

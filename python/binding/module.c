@@ -42,8 +42,7 @@ static void renew_after_fork(module_state *state) {
 void core_lock(module_state *state) {
     renew_after_fork(state);
     if (pthread_mutex_trylock(&state->mutex) == 0) return;
-    Py_BEGIN_ALLOW_THREADS
-    pthread_mutex_lock(&state->mutex);
+    Py_BEGIN_ALLOW_THREADS pthread_mutex_lock(&state->mutex);
     Py_END_ALLOW_THREADS
 }
 
@@ -157,10 +156,11 @@ static int module_exec(PyObject *module) {
         return -1;
     }
     if (sherl_blas_callers() == 1 &&
-        PyErr_WarnEx(PyExc_RuntimeWarning,
-                     "this build of OpenBLAS must not be called from several threads at once, so sherl uses one thread; "
-                     "a pthread build lets it use all",
-                     1) < 0)
+        PyErr_WarnEx(
+            PyExc_RuntimeWarning,
+            "this build of OpenBLAS must not be called from several threads at once, so sherl uses one thread; "
+            "a pthread build lets it use all",
+            1) < 0)
         return -1;
     bool added = add_type(module, &parameters_spec, &state->parameters_type) &&
                  add_type(module, &graph_spec, &state->graph_type) &&

@@ -55,8 +55,7 @@ void core_leave(module_state *state, PyThreadState *thread);
  * list or a dictionary, which has one. And so nothing is let go before the C object that needs it is destroyed. */
 
 typedef struct ParametersObject {
-    PyObject_HEAD
-    PyObject *module;
+    PyObject_HEAD PyObject *module;
     module_state *state; /* of that module */
     sherl_parameters *parameters;
     PyObject *frozen; /* list of the arrays behind frozen parameters; it only grows */
@@ -90,15 +89,13 @@ typedef struct declarations {
 } declarations;
 
 typedef struct GraphObject {
-    PyObject_HEAD
-    ParametersObject *parameters;
+    PyObject_HEAD ParametersObject *parameters;
     sherl_graph *graph;
     declarations declared;
 } GraphObject;
 
 typedef struct ProgramObject {
-    PyObject_HEAD
-    ParametersObject *parameters;
+    PyObject_HEAD ParametersObject *parameters;
     sherl_program *program;
     declarations declared;
     bool gradient;      /* compiled with a backward part */
@@ -106,8 +103,7 @@ typedef struct ProgramObject {
 } ProgramObject;
 
 typedef struct TrainerObject {
-    PyObject_HEAD
-    ProgramObject *program;
+    PyObject_HEAD ProgramObject *program;
     sherl_trainer *trainer;
     sherl_training_settings settings;
 } TrainerObject;

@@ -91,10 +91,14 @@ static PyObject *memory_dictionary(const sherl_memory_report *report) {
         const char *name;
         size_t size;
     } entries[] = {
-        {"frozen_weights", report->frozen_weights}, {"parameters", report->parameters},
-        {"gradients", report->gradients},           {"arenas", report->arenas},
-        {"staging", report->staging},               {"tile_rows", report->tile_rows},
-        {"tiles", report->tiles},                   {"lanes", report->lanes},
+        {"frozen_weights", report->frozen_weights},
+        {"parameters", report->parameters},
+        {"gradients", report->gradients},
+        {"arenas", report->arenas},
+        {"staging", report->staging},
+        {"tile_rows", report->tile_rows},
+        {"tiles", report->tiles},
+        {"lanes", report->lanes},
         {"workers", report->workers},
     };
     PyObject *dictionary = PyDict_New();
@@ -270,8 +274,7 @@ static PyMethodDef program_methods[] = {
            "parameter_gradient($self, name)\n--\n\nA copy of the gradient of a trainable parameter."),
     METHOD("memory", program_memory,
            "memory($self, samples, offsets)\n--\n\nWhat a batch of these segment lengths takes, in bytes and counts."),
-    METHOD("set_tile_rows", program_set_tile_rows,
-           "set_tile_rows($self, rows)\n--\n\nMost rows that a tile aims at."),
+    METHOD("set_tile_rows", program_set_tile_rows, "set_tile_rows($self, rows)\n--\n\nMost rows that a tile aims at."),
     METHOD("set_block_rows", program_set_block_rows,
            "set_block_rows($self, rows)\n--\n\nMost rows of a block, where ops run once for several tiles."),
     METHOD("least_memory", program_least_memory,

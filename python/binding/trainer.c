@@ -14,7 +14,8 @@ static module_state *state_of(const TrainerObject *self) { return self->program-
 
 static PyObject *trainer_accumulate(TrainerObject *self, PyObject *args, PyObject *keywords) {
     batch_arguments given = {0};
-    argument arguments[] = {count_argument("samples", 1, &given.samples), object_argument("offsets", &given.offsets),
+    argument arguments[] = {count_argument("samples", 1, &given.samples),
+                            object_argument("offsets", &given.offsets),
                             object_argument("inputs", &given.inputs),
                             or_none(object_argument("cotangents", &given.cotangents)),
                             optional(counter_argument("seed", &given.seed)),
@@ -83,8 +84,7 @@ static PyObject *trainer_set_factors(TrainerObject *self, PyObject *args, PyObje
     sherl_status status = sherl_trainer_set_factors(self->trainer, parameter, learning_rate, weight_decay);
     core_unlock(state_of(self));
     if (!status) Py_RETURN_NONE;
-    return PyErr_Format(PyExc_ValueError, "set_factors: %s must be trained here, and its factors 0 or more",
-                        name);
+    return PyErr_Format(PyExc_ValueError, "set_factors: %s must be trained here, and its factors 0 or more", name);
 }
 
 static PyObject *trainer_discard(TrainerObject *self, PyObject *Py_UNUSED(ignored)) {
@@ -96,7 +96,8 @@ static PyObject *trainer_discard(TrainerObject *self, PyObject *Py_UNUSED(ignore
 
 static PyObject *trainer_adopt(TrainerObject *self, PyObject *Py_UNUSED(ignored)) {
     if (!self->program->has_gradients)
-        return PyErr_Format(PyExc_ValueError, "adopt: the program has no gradients yet: a backward part must run first");
+        return PyErr_Format(PyExc_ValueError,
+                            "adopt: the program has no gradients yet: a backward part must run first");
     core_lock(state_of(self));
     sherl_trainer_adopt(self->trainer);
     core_unlock(state_of(self));
@@ -291,7 +292,8 @@ static PyMethodDef trainer_methods[] = {
            "Add the gradient of a batch to those waiting; return its loss, or None when the graph has none."),
     {"update", (PyCFunction)trainer_update, METH_VARARGS,
      "update($self, *others)\n--\n\n"
-     "Apply the waiting gradients as one step, together with those of other trainers; return their norm before clipping."},
+     "Apply the waiting gradients as one step, together with those of other trainers; return their norm before "
+     "clipping."},
     METHOD("set_factors", trainer_set_factors,
            "set_factors($self, name, learning_rate=1.0, weight_decay=1.0)\n--\n\n"
            "Multiply learning rate and weight decay of a parameter."),

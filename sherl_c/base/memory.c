@@ -29,8 +29,7 @@ sherl_status sherl_allocate_raw(const sherl_context *context, size_t count, size
     return SHERL_OK;
 }
 
-sherl_status sherl_allocate(const sherl_context *context, size_t count, size_t element_size,
-                            void *pointer_to_pointer) {
+sherl_status sherl_allocate(const sherl_context *context, size_t count, size_t element_size, void *pointer_to_pointer) {
     void *memory;
     sherl_status status = sherl_allocate_raw(context, count, element_size, &memory);
     if (status != SHERL_OK) return status;

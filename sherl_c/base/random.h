@@ -11,8 +11,9 @@ static inline sherl_random_block sherl_philox(sherl_random_block counter, sherl_
     for (int round = 0; round < 10; round++) {
         uint64_t product0 = (uint64_t)0xD2511F53u * counter.word[0];
         uint64_t product1 = (uint64_t)0xCD9E8D57u * counter.word[2];
-        counter = (sherl_random_block){{(uint32_t)(product1 >> 32) ^ counter.word[1] ^ key.word[0], (uint32_t)product1,
-                                        (uint32_t)(product0 >> 32) ^ counter.word[3] ^ key.word[1], (uint32_t)product0}};
+        counter =
+            (sherl_random_block){{(uint32_t)(product1 >> 32) ^ counter.word[1] ^ key.word[0], (uint32_t)product1,
+                                  (uint32_t)(product0 >> 32) ^ counter.word[3] ^ key.word[1], (uint32_t)product0}};
         key.word[0] += 0x9E3779B9u;
         key.word[1] += 0xBB67AE85u;
     }

@@ -29,9 +29,8 @@ enum { SERIAL_BUILD, PTHREAD_BUILD, OPENMP_BUILD, BUILD_COUNT };
 #define blas_core_name BLAS_SYMBOL(openblas_get_corename)
 
 /* Declared here because the header's name, its prefix and its integers differ between distributions. */
-void blas_gemm(int order, int transpose_a, int transpose_b, int m, int n, int k, sherl_real alpha,
-               const sherl_real *a, int a_stride, const sherl_real *b, int b_stride, sherl_real beta, sherl_real *c,
-               int c_stride);
+void blas_gemm(int order, int transpose_a, int transpose_b, int m, int n, int k, sherl_real alpha, const sherl_real *a,
+               int a_stride, const sherl_real *b, int b_stride, sherl_real beta, sherl_real *c, int c_stride);
 void blas_set_threads(int threads);
 int blas_parallel(void);
 char *blas_config(void);
@@ -48,9 +47,8 @@ void sherl_gemm(bool transpose_a, bool transpose_b, size_t m, size_t n, size_t k
     if (c_stride < n) c_stride = n;
     if (a_stride == 0) a_stride = 1;
     if (b_stride == 0) b_stride = 1;
-    blas_gemm(ROW_MAJOR, transpose_a ? TRANSPOSE : NO_TRANSPOSE, transpose_b ? TRANSPOSE : NO_TRANSPOSE, (int)m,
-              (int)n, (int)k, (sherl_real)alpha, a, (int)a_stride, b, (int)b_stride, (sherl_real)beta, c,
-              (int)c_stride);
+    blas_gemm(ROW_MAJOR, transpose_a ? TRANSPOSE : NO_TRANSPOSE, transpose_b ? TRANSPOSE : NO_TRANSPOSE, (int)m, (int)n,
+              (int)k, (sherl_real)alpha, a, (int)a_stride, b, (int)b_stride, (sherl_real)beta, c, (int)c_stride);
 }
 
 bool sherl_blas_size_fits(size_t size) { return size <= INT_MAX; }

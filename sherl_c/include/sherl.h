@@ -30,13 +30,13 @@ typedef float sherl_real;
 
 typedef enum sherl_status {
     SHERL_OK = 0,
-    SHERL_OUT_OF_MEMORY,     /* an allocation failed */
-    SHERL_SIZE_OVERFLOW,     /* a size does not fit its type */
-    SHERL_INVALID_ARGUMENT,  /* an argument is outside what the function accepts */
-    SHERL_SHAPE_MISMATCH,    /* two shapes that must agree do not */
-    SHERL_INDEX_OUT_OF_RANGE,/* a token id or label is outside its table, a position outside its sample */
-    SHERL_NOT_FINITE,        /* a loss or a gradient is infinite or not a number */
-    SHERL_OVER_BUDGET,       /* the memory budget is smaller than the least possible plan */
+    SHERL_OUT_OF_MEMORY,      /* an allocation failed */
+    SHERL_SIZE_OVERFLOW,      /* a size does not fit its type */
+    SHERL_INVALID_ARGUMENT,   /* an argument is outside what the function accepts */
+    SHERL_SHAPE_MISMATCH,     /* two shapes that must agree do not */
+    SHERL_INDEX_OUT_OF_RANGE, /* a token id or label is outside its table, a position outside its sample */
+    SHERL_NOT_FINITE,         /* a loss or a gradient is infinite or not a number */
+    SHERL_OVER_BUDGET,        /* the memory budget is smaller than the least possible plan */
     SHERL_STATUS_COUNT
 } sherl_status;
 
@@ -238,10 +238,11 @@ typedef struct sherl_position_buckets {
 
 typedef struct sherl_attention_settings {
     size_t heads;
-    size_t key_heads; /* heads of keys and values, each shared by heads / key_heads heads of queries; 0: as many as heads */
+    size_t
+        key_heads; /* heads of keys and values, each shared by heads / key_heads heads of queries; 0: as many as heads */
     double scale;
-    bool causal;      /* a query sees keys up to its own position */
-    double dropout;   /* of the probabilities, in a training graph */
+    bool causal;    /* a query sees keys up to its own position */
+    double dropout; /* of the probabilities, in a training graph */
     sherl_position_buckets positions;
     sherl_parameter position_bias; /* (buckets, heads): added to the scores; not read when positions do not tell */
 } sherl_attention_settings;
@@ -297,12 +298,11 @@ sherl_value sherl_gated_residual(sherl_graph *graph, sherl_value x, sherl_value 
 /* Losses, one a row: weights[row] * loss(row); the caller's weights make the mean (1 / samples each, say).
  * Cross-entropy: -sum_c q_c class_weights_c log softmax(logits)_c with q = (1 - smoothing) onehot + smoothing / classes;
  * class_weights: (1, classes) or SHERL_NONE. Binary cross-entropy and squared error: the mean over the channels. */
-sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value target_indices,
-                                sherl_value weights, sherl_parameter class_weights, double label_smoothing);
+sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value target_indices, sherl_value weights,
+                                sherl_parameter class_weights, double label_smoothing);
 sherl_value sherl_binary_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value targets,
                                        sherl_value weights);
-sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets,
-                                sherl_value weights);
+sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets, sherl_value weights);
 /* Cross-entropy of the logits x table^T without ever holding those of all rows; table: frozen, (words, channels). With
  * `best` a second channel has the number of the largest logit, and there is no gradient. `bfloat16` as of
  * sherl_bfloat16_linear. */
@@ -323,35 +323,42 @@ sherl_value sherl_row_cross_entropy(sherl_graph *graph, sherl_value logits, cons
  * Each adds its parameters under `prefix` ("early.", "late.0.", "head.") and returns its output. */
 
 typedef enum sherl_down {
-    SHERL_DOWN_LAYER_NORM, SHERL_DOWN_GATED, SHERL_DOWN_RELU, SHERL_DOWN_BATCH_NORM, SHERL_DOWN_COUNT
+    SHERL_DOWN_LAYER_NORM,
+    SHERL_DOWN_GATED,
+    SHERL_DOWN_RELU,
+    SHERL_DOWN_BATCH_NORM,
+    SHERL_DOWN_COUNT
 } sherl_down;
 typedef enum sherl_guidance_kind {
-    SHERL_GUIDANCE_TOKEN, SHERL_GUIDANCE_RESIDUAL_MLP, SHERL_GUIDANCE_SPATIAL, SHERL_GUIDANCE_KIND_COUNT
+    SHERL_GUIDANCE_TOKEN,
+    SHERL_GUIDANCE_RESIDUAL_MLP,
+    SHERL_GUIDANCE_SPATIAL,
+    SHERL_GUIDANCE_KIND_COUNT
 } sherl_guidance_kind;
 typedef enum sherl_norm { SHERL_NORM_NONE, SHERL_NORM_LAYER, SHERL_NORM_BATCH, SHERL_NORM_COUNT } sherl_norm;
 
 typedef struct sherl_mtsa_settings {
-    size_t hidden;              /* channels after the down maps */
-    size_t out_features;        /* channels of the output and of `last` */
+    size_t hidden;       /* channels after the down maps */
+    size_t out_features; /* channels of the output and of `last` */
     sherl_down down;
     sherl_guidance_kind guidance;
-    sherl_norm up_norm;         /* after the up map; with a batch norm the relu comes last, not before the up map */
-    double eps;                 /* of the l1 and l2 norms, outside the root */
+    sherl_norm up_norm; /* after the up map; with a batch norm the relu comes last, not before the up map */
+    double eps;         /* of the l1 and l2 norms, outside the root */
     double down_norm_eps, up_norm_eps;
-    double momentum;            /* of batch norms */
-    double dropout;             /* after the up map */
+    double momentum; /* of batch norms */
+    double dropout;  /* after the up map */
     double gate_temperature;
-    const size_t *windows;      /* taps in row spaces of images: window of each tap's pooling; NULL: none is pooled */
-    sherl_base base;            /* of spatial guidance, */
-    bool gated_base;            /* which may be scaled, */
-    sherl_value position;       /* and where it lies for SHERL_BASE_POSITION */
+    const size_t *windows; /* taps in row spaces of images: window of each tap's pooling; NULL: none is pooled */
+    sherl_base base;       /* of spatial guidance, */
+    bool gated_base;       /* which may be scaled, */
+    sherl_value position;  /* and where it lies for SHERL_BASE_POSITION */
 } sherl_mtsa_settings;
 
 /* taps: `count` values, the guide last, of one row space that is also that of the output, or with `windows` pooled to
  * that of the last tap's; last: what the late layer would have received, in the row space of the output. With spatial
  * guidance `last` has one row a sample, is the guide of all taps, and so is the row space of the output. */
-sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
-                       sherl_value last, const sherl_mtsa_settings *settings);
+sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count, sherl_value last,
+                       const sherl_mtsa_settings *settings);
 
 /* The first part of the same: the features that the guidance weighs, and their guide as the last of them. `features` has
  * room for count + 1; returns how many there are, or 0. */
@@ -359,24 +366,25 @@ size_t sherl_mtsa_features(sherl_graph *graph, const char *prefix, const sherl_v
                            sherl_value last, const sherl_mtsa_settings *settings, sherl_value *features);
 
 /* Weight and bias of a linear map or of a norm. */
-typedef struct sherl_map_weights {
-    const sherl_real *weight, *bias;
-} sherl_map_weights;
+typedef struct sherl_map_weights { const sherl_real *weight, *bias; } sherl_map_weights;
 
 /* Weights of a transformer layer by role; with frozen = true the caller's memory, NULL where the settings ask for none,
  * else all NULL, and the layer's own trainable parameters are made under the same names ("query.weight"). */
 typedef struct sherl_transformer_weights {
     sherl_map_weights query, key, value, output, attention_norm;
-    sherl_map_weights cross_query, cross_key, cross_value, cross_output, cross_norm; /* with a memory */
-    sherl_map_weights gate, up, down, feed_forward_norm;                             /* gate: gated */
+    sherl_map_weights cross_query, cross_key, cross_value, cross_output, cross_norm;   /* with a memory */
+    sherl_map_weights gate, up, down, feed_forward_norm;                               /* gate: gated */
     sherl_map_weights attention_after_norm, cross_after_norm, feed_forward_after_norm; /* sandwich */
-    sherl_map_weights attention_scale, cross_scale, feed_forward_scale; /* layer scale; without bias */
-    sherl_map_weights position_bias;                                    /* (buckets, heads); without bias */
+    sherl_map_weights attention_scale, cross_scale, feed_forward_scale;                /* layer scale; without bias */
+    sherl_map_weights position_bias; /* (buckets, heads); without bias */
 } sherl_transformer_weights;
 
 /* A sublayer f with norms N and M: post N(x + f(x)), pre x + f(N(x)), sandwich x + M(f(N(x))). */
 typedef enum sherl_norm_placement {
-    SHERL_NORM_POST, SHERL_NORM_PRE, SHERL_NORM_SANDWICH, SHERL_NORM_PLACEMENT_COUNT
+    SHERL_NORM_POST,
+    SHERL_NORM_PRE,
+    SHERL_NORM_SANDWICH,
+    SHERL_NORM_PLACEMENT_COUNT
 } sherl_norm_placement;
 typedef enum sherl_norm_kind { SHERL_LAYER_NORM, SHERL_RMS_NORM, SHERL_NORM_KIND_COUNT } sherl_norm_kind;
 
@@ -385,28 +393,29 @@ typedef struct sherl_transformer_settings {
     size_t key_heads; /* heads of keys and values; 0: as many as heads */
     size_t head_size; /* 0: the channels of x, shared by the heads */
     sherl_activation activation;
-    bool gated;       /* feed-forward W_down (activation(W_gate x) * W_up x) in place of W_down activation(W_up x) */
+    bool gated; /* feed-forward W_down (activation(W_gate x) * W_up x) in place of W_down activation(W_up x) */
     sherl_norm_placement placement;
     sherl_norm_kind norm;
     double eps;
     bool query_bias, output_bias, feed_forward_bias, norm_bias; /* query: keys and values, too; norm: of layer norms */
-    bool layer_scale; /* a factor for each channel of what a sublayer adds */
+    bool layer_scale;                                           /* a factor for each channel of what a sublayer adds */
     bool causal;
-    double scale;     /* of the scores; 0: 1 / sqrt(head_size) */
+    double scale;             /* of the scores; 0: 1 / sqrt(head_size) */
     double rotary_theta;      /* 0: no rotary positions */
     size_t rotary_dimensions; /* 0: all of a head */
     sherl_rotary_scaling rotary_scaling;
     sherl_position_buckets positions; /* of the self-attention */
     double dropout, attention_dropout;
     bool frozen;
-    bool bfloat16; /* frozen layers: linear maps as sherl_bfloat16_linear; all else, and single-query attention, in full */
+    bool
+        bfloat16; /* frozen layers: linear maps as sherl_bfloat16_linear; all else, and single-query attention, in full */
 } sherl_transformer_settings;
 
 /* What a layer reads; SHERL_NONE for what it does not. */
 typedef struct sherl_transformer_inputs {
     sherl_value x;
-    sherl_value positions; /* like x: added to what makes queries, and keys of the self-attention */
-    sherl_value memory;    /* keys and values of a cross-attention between self-attention and feed-forward */
+    sherl_value positions;        /* like x: added to what makes queries, and keys of the self-attention */
+    sherl_value memory;           /* keys and values of a cross-attention between self-attention and feed-forward */
     sherl_value memory_positions; /* like memory: added to what makes its keys */
 } sherl_transformer_inputs;
 
@@ -425,8 +434,8 @@ typedef struct sherl_bottleneck_weights {
 typedef struct sherl_bottleneck_settings {
     size_t width, out_features; /* channels of the 3x3 map, of the output */
     size_t stride;
-    bool stride_first;          /* the stride stands at the first map rather than the 3x3 one */
-    bool bfloat16;              /* 1x1 maps of stride 1 as sherl_bfloat16_linear */
+    bool stride_first; /* the stride stands at the first map rather than the 3x3 one */
+    bool bfloat16;     /* 1x1 maps of stride 1 as sherl_bfloat16_linear */
 } sherl_bottleneck_settings;
 
 /* A frozen bottleneck block (He et al., 2016) over a row space of images. */
@@ -454,7 +463,7 @@ typedef struct sherl_head_settings {
     bool pooler; /* tanh(W x + b) before the output map */
     double dropout;
     sherl_value positions; /* of SHERL_POOL_POSITION, which alone reads it: as for sherl_select */
-    bool each_row; /* no pooling: outputs for every row */
+    bool each_row;         /* no pooling: outputs for every row */
 } sherl_head_settings;
 
 /* Pools each sample's rows and maps them linearly to `outputs` channels. */
@@ -468,11 +477,11 @@ sherl_value sherl_generalized_pool(sherl_graph *graph, const char *prefix, sherl
 typedef struct sherl_embedder_settings {
     size_t outputs;
     sherl_pooling pooling;
-    bool generalized;    /* sherl_generalized_pool under "pool." instead of `pooling` */
-    double dropout;      /* before the linear map */
-    bool normalize;      /* divide by the l2 norm plus eps */
+    bool generalized; /* sherl_generalized_pool under "pool." instead of `pooling` */
+    double dropout;   /* before the linear map */
+    bool normalize;   /* divide by the l2 norm plus eps */
     double eps;
-    double temperature;  /* 0: none; else the output is multiplied by exp("log_scale") / temperature */
+    double temperature;    /* 0: none; else the output is multiplied by exp("log_scale") / temperature */
     sherl_value positions; /* of SHERL_POOL_POSITION, which alone reads it: as for sherl_select */
 } sherl_embedder_settings;
 
@@ -501,7 +510,12 @@ sherl_status sherl_program_compile(sherl_graph *graph, bool gradient, sherl_prog
 void sherl_program_destroy(sherl_program *program);
 
 typedef enum sherl_element {
-    SHERL_FLOAT32, SHERL_FLOAT64, SHERL_FLOAT16, SHERL_BFLOAT16, SHERL_INT32, SHERL_INT64,
+    SHERL_FLOAT32,
+    SHERL_FLOAT64,
+    SHERL_FLOAT16,
+    SHERL_BFLOAT16,
+    SHERL_INT32,
+    SHERL_INT64,
     SHERL_INT8, /* a real is the integer times the scale of its row */
     SHERL_ELEMENT_COUNT
 } sherl_element;
@@ -516,9 +530,9 @@ typedef struct sherl_source {
 } sherl_source;
 
 typedef struct sherl_sink {
-    void *data; /* NULL: not wanted */
+    void *data;            /* NULL: not wanted */
     sherl_element element; /* float32, float64, float16 or bfloat16 */
-    size_t row_stride; /* bytes */
+    size_t row_stride;     /* bytes */
     const int64_t *rows;
 } sherl_sink;
 
@@ -529,11 +543,11 @@ typedef struct sherl_batch {
     /* By space: height and width of each sample, for the declared spaces of images; NULL for the others. NULL where the
      * graph has none. */
     const size_t *const *grids;
-    const sherl_source *inputs;   /* by order of declaration */
-    const sherl_sink *outputs;    /* by order of declaration, or NULL */
-    const sherl_source *cotangents; /* gradient given for each output, or NULL when the graph has a loss */
+    const sherl_source *inputs;        /* by order of declaration */
+    const sherl_sink *outputs;         /* by order of declaration, or NULL */
+    const sherl_source *cotangents;    /* gradient given for each output, or NULL when the graph has a loss */
     const sherl_sink *input_gradients; /* by input order, or NULL */
-    uint64_t seed, step;          /* of dropout */
+    uint64_t seed, step;               /* of dropout */
 } sherl_batch;
 
 /* Forward only: writes the outputs, and the loss when the graph has one and `loss` is not NULL. */
@@ -592,20 +606,24 @@ void sherl_text_destroy(sherl_program *program, char *text);
 
 typedef enum sherl_optimizer { SHERL_SGD, SHERL_ADAM, SHERL_ADAMW, SHERL_OPTIMIZER_COUNT } sherl_optimizer;
 typedef enum sherl_schedule {
-    SHERL_SCHEDULE_CONSTANT, SHERL_SCHEDULE_LINEAR, SHERL_SCHEDULE_COSINE, SHERL_SCHEDULE_STEP, SHERL_SCHEDULE_COUNT
+    SHERL_SCHEDULE_CONSTANT,
+    SHERL_SCHEDULE_LINEAR,
+    SHERL_SCHEDULE_COSINE,
+    SHERL_SCHEDULE_STEP,
+    SHERL_SCHEDULE_COUNT
 } sherl_schedule;
 
 typedef struct sherl_training_settings {
     sherl_optimizer optimizer;
     double learning_rate, weight_decay;
-    double momentum;           /* SGD */
-    double beta1, beta2, eps;  /* Adam, AdamW */
-    double clip_norm;          /* 0: no clipping */
+    double momentum;          /* SGD */
+    double beta1, beta2, eps; /* Adam, AdamW */
+    double clip_norm;         /* 0: no clipping */
     sherl_schedule schedule;
     /* Step s < warmup_steps has the rate learning_rate * (s + 1) / warmup_steps; linear and cosine then fall to zero at
      * total_steps, which must be larger. */
     uint64_t warmup_steps, total_steps;
-    uint64_t step_every;       /* SHERL_SCHEDULE_STEP: learning_rate * step_factor^floor(s / step_every) */
+    uint64_t step_every; /* SHERL_SCHEDULE_STEP: learning_rate * step_factor^floor(s / step_every) */
     double step_factor;
 } sherl_training_settings;
 
@@ -617,8 +635,8 @@ double sherl_learning_rate(const sherl_training_settings *settings, uint64_t ste
 /* `trained` holds one flag a parameter of the store (true: moved by this trainer), or is NULL for all trainable ones;
  * `no_decay` likewise (true: exempt from weight decay), or is NULL. The program must have been compiled with
  * gradient = true and must outlive the trainer. */
-sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings,
-                                  const bool *trained, const bool *no_decay, sherl_trainer **trainer);
+sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings, const bool *trained,
+                                  const bool *no_decay, sherl_trainer **trainer);
 void sherl_trainer_destroy(sherl_trainer *trainer);
 /* Adds the gradient of a batch to those waiting; *loss gets the batch's loss, 0 where the program has none and the batch
  * brings cotangents. After a failure nothing waits. */

@@ -14,8 +14,8 @@ sherl_value sherl_head(sherl_graph *graph, const char *prefix, sherl_value x, co
         pooled = settings->pooling == SHERL_POOL_POSITION ? sherl_select(graph, x, settings->positions)
                                                           : sherl_pool(graph, x, settings->pooling);
     if (settings->pooler)
-        pooled = sherl_block_linear(&block, "pooler", SHERL_NONE, "", pooled, sherl_graph_channels(graph, x),
-                                    SHERL_TANH);
+        pooled =
+            sherl_block_linear(&block, "pooler", SHERL_NONE, "", pooled, sherl_graph_channels(graph, x), SHERL_TANH);
     pooled = sherl_dropout(graph, pooled, settings->dropout);
     return sherl_block_linear(&block, "", SHERL_NONE, "", pooled, settings->outputs, SHERL_IDENTITY);
 }
@@ -68,13 +68,13 @@ sherl_value sherl_detector(sherl_graph *graph, const char *prefix, sherl_value x
                            const sherl_detector_settings *settings) {
     if (!sherl_check_value(graph, "detector", "x", x, false)) return SHERL_NONE;
     if (settings->classes < 2 || settings->hidden == 0)
-        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "detector: needs 2 classes and 1 hidden channel or more");
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT,
+                                "detector: needs 2 classes and 1 hidden channel or more");
     sherl_block block = {.graph = graph, .prefix = prefix};
     x = sherl_dropout(graph, x, settings->dropout);
     sherl_value parts[3], box = x;
     parts[0] = sherl_block_linear(&block, "classes", SHERL_NONE, "", x, settings->classes, SHERL_IDENTITY);
-    for (uint32_t i = 0; i < 2; i++)
-        box = sherl_block_linear(&block, "box", i, "", box, settings->hidden, SHERL_RELU);
+    for (uint32_t i = 0; i < 2; i++) box = sherl_block_linear(&block, "box", i, "", box, settings->hidden, SHERL_RELU);
     parts[1] = sherl_block_linear(&block, "box", 2, "", box, 4, SHERL_SIGMOID);
     if (settings->align == 0) return sherl_concatenate(graph, parts, 2);
     parts[2] = sherl_block_linear(&block, "align", SHERL_NONE, "", x, settings->align, SHERL_IDENTITY);

@@ -46,9 +46,12 @@ static void pool_all(const sherl_block *block, const sherl_value *taps, size_t c
 static void down_all(const sherl_block *block, const sherl_value *taps, size_t count, sherl_value *features,
                      const sherl_mtsa_settings *settings) {
     static sherl_value (*const maps[SHERL_DOWN_COUNT])(const sherl_block *, uint32_t, sherl_value,
-                                                       const sherl_mtsa_settings *) = {
-        [SHERL_DOWN_LAYER_NORM] = down_layer_norm, [SHERL_DOWN_GATED] = down_gated, [SHERL_DOWN_RELU] = down_relu,
-        [SHERL_DOWN_BATCH_NORM] = down_batch_norm};
+                                                       const sherl_mtsa_settings *) = {[SHERL_DOWN_LAYER_NORM] =
+                                                                                           down_layer_norm,
+                                                                                       [SHERL_DOWN_GATED] = down_gated,
+                                                                                       [SHERL_DOWN_RELU] = down_relu,
+                                                                                       [SHERL_DOWN_BATCH_NORM] =
+                                                                                           down_batch_norm};
     sherl_value pooled[SHERL_MAX_INPUTS];
     if (settings->windows) pool_all(block, taps, count, pooled, settings);
     for (size_t i = 0; i < count; i++)
@@ -77,7 +80,8 @@ static size_t guide_spatially(const sherl_block *block, sherl_value *features, s
     sherl_value positive = sherl_activate(block->graph, last, SHERL_RELU);
     sherl_value guide =
         sherl_block_linear(block, "guide_down", SHERL_NONE, "", positive, settings->hidden, SHERL_IDENTITY);
-    sherl_spatial_settings spatial = {.base = settings->base, .eps = settings->eps,
+    sherl_spatial_settings spatial = {.base = settings->base,
+                                      .eps = settings->eps,
                                       .temperature = settings->gate_temperature};
     sherl_parameter gate = SHERL_NONE;
     if (settings->gated_base)
@@ -88,8 +92,8 @@ static size_t guide_spatially(const sherl_block *block, sherl_value *features, s
         sherl_parameter bias =
             sherl_block_parameter(block, "spatial", (uint32_t)i, "bias", SHERL_VECTOR, 1, SHERL_INIT_ZEROS);
         spatial.index = i;
-        features[i] = sherl_spatial_guidance(block->graph, features[i], guide, settings->position, weight, bias, gate,
-                                             &spatial);
+        features[i] =
+            sherl_spatial_guidance(block->graph, features[i], guide, settings->position, weight, bias, gate, &spatial);
     }
     features[count] = guide;
     return count + 1;
@@ -133,8 +137,8 @@ size_t sherl_mtsa_features(sherl_graph *graph, const char *prefix, const sherl_v
 }
 
 /* out = up(g) + tanh(gate / T) last; with spatial guidance up(g) + last */
-sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count,
-                       sherl_value last, const sherl_mtsa_settings *settings) {
+sherl_value sherl_mtsa(sherl_graph *graph, const char *prefix, const sherl_value *taps, size_t count, sherl_value last,
+                       const sherl_mtsa_settings *settings) {
     sherl_value features[SHERL_MAX_INPUTS];
     count = sherl_mtsa_features(graph, prefix, taps, count, last, settings, features);
     if (count == 0) return SHERL_NONE;

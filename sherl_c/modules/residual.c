@@ -56,8 +56,8 @@ static sherl_value leave(const sherl_block *block, sherl_value x, sherl_value z,
 
 /* z = relu(W1 x + b1); z = relu(W2 z + b2), over 3x3 pixels; out = relu(W3 z + b3 + shortcut), where the shortcut is x
  * or W4 x + b4 */
-sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value x,
-                             const sherl_bottleneck_weights *w, const sherl_bottleneck_settings *settings) {
+sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value x, const sherl_bottleneck_weights *w,
+                             const sherl_bottleneck_settings *settings) {
     bool complete = w->reduce_weight && w->reduce_bias && w->window_weight && w->window_bias && w->expand_weight &&
                     w->expand_bias && !w->shortcut_weight == !w->shortcut_bias;
     size_t outputs = settings->width == 0 ? 0 : settings->out_features;
@@ -78,8 +78,8 @@ sherl_value sherl_bottleneck(sherl_graph *graph, const char *prefix, sherl_value
 }
 
 /* z = relu(W1 x + b1); out = relu(W2 z + b2 + shortcut), W1 and W2 over 3x3 pixels, the shortcut x or W3 x + b3 */
-sherl_value sherl_basic_block(sherl_graph *graph, const char *prefix, sherl_value x,
-                              const sherl_basic_block_weights *w, const sherl_basic_block_settings *settings) {
+sherl_value sherl_basic_block(sherl_graph *graph, const char *prefix, sherl_value x, const sherl_basic_block_weights *w,
+                              const sherl_basic_block_settings *settings) {
     bool complete = w->first_weight && w->first_bias && w->second_weight && w->second_bias &&
                     !w->shortcut_weight == !w->shortcut_bias;
     size_t outputs = settings->out_features;

@@ -45,19 +45,17 @@ static sherl_parameter layer_parameter(const layer *l, const char *part, const c
 static sherl_value map(const layer *l, const char *part, const sherl_map_weights *weights, bool has_bias, sherl_value x,
                        size_t outputs, sherl_activation activation) {
     size_t inputs = sherl_graph_channels(l->graph, x);
-    sherl_parameter w =
-        layer_parameter(l, part, "", "weight", outputs, inputs, SHERL_INIT_NORMAL, weights->weight);
+    sherl_parameter w = layer_parameter(l, part, "", "weight", outputs, inputs, SHERL_INIT_NORMAL, weights->weight);
     sherl_parameter b = SHERL_NONE;
-    if (has_bias)
-        b = layer_parameter(l, part, "", "bias", SHERL_VECTOR, outputs, SHERL_INIT_ZEROS, weights->bias);
+    if (has_bias) b = layer_parameter(l, part, "", "bias", SHERL_VECTOR, outputs, SHERL_INIT_ZEROS, weights->bias);
     return (l->settings->bfloat16 ? sherl_bfloat16_linear : sherl_linear)(l->graph, x, w, b, activation);
 }
 
 static sherl_value normalize(const layer *l, const char *part, const char *suffix, const sherl_map_weights *weights,
                              sherl_value x) {
     const sherl_transformer_settings *settings = l->settings;
-    sherl_parameter w = layer_parameter(l, part, suffix, "weight", SHERL_VECTOR, l->channels, SHERL_INIT_ONES,
-                                        weights->weight);
+    sherl_parameter w =
+        layer_parameter(l, part, suffix, "weight", SHERL_VECTOR, l->channels, SHERL_INIT_ONES, weights->weight);
     if (settings->norm == SHERL_RMS_NORM) return sherl_rms_norm(l->graph, x, w, settings->eps);
     sherl_parameter b = SHERL_NONE;
     if (settings->norm_bias)
@@ -77,8 +75,9 @@ static sherl_value leave(const layer *l, const sublayer *s, sherl_value x, sherl
     f = sherl_dropout(l->graph, f, l->settings->dropout);
     if (l->settings->placement == SHERL_NORM_SANDWICH) f = normalize(l, s->name, "_after_norm", s->after_norm, f);
     if (l->settings->layer_scale)
-        f = sherl_scale_channels(l->graph, f, layer_parameter(l, s->name, "_scale", "weight", SHERL_VECTOR, l->channels,
-                                                     SHERL_INIT_ONES, s->scale->weight));
+        f = sherl_scale_channels(l->graph, f,
+                                 layer_parameter(l, s->name, "_scale", "weight", SHERL_VECTOR, l->channels,
+                                                 SHERL_INIT_ONES, s->scale->weight));
     sherl_value sum = sherl_add(l->graph, f, x);
     return l->settings->placement == SHERL_NORM_POST ? normalize(l, s->name, "_norm", s->norm, sum) : sum;
 }
@@ -100,15 +99,15 @@ static sherl_value turn(const layer *l, sherl_value x, size_t heads) {
     const sherl_transformer_settings *settings = l->settings;
     if (settings->rotary_theta == 0) return x;
     size_t dimensions = settings->rotary_dimensions == 0 ? head_size(l) : settings->rotary_dimensions;
-    return sherl_rotary(l->graph, x, heads, dimensions, settings->rotary_theta,
-                        &settings->rotary_scaling);
+    return sherl_rotary(l->graph, x, heads, dimensions, settings->rotary_theta, &settings->rotary_scaling);
 }
 
 static sherl_attention_settings attention_settings(const layer *l) {
     const sherl_transformer_settings *settings = l->settings;
-    return (sherl_attention_settings){
-        .heads = settings->heads, .key_heads = key_heads(settings), .dropout = settings->attention_dropout,
-        .scale = settings->scale == 0 ? 1 / sqrt((double)head_size(l)) : settings->scale};
+    return (sherl_attention_settings){.heads = settings->heads,
+                                      .key_heads = key_heads(settings),
+                                      .dropout = settings->attention_dropout,
+                                      .scale = settings->scale == 0 ? 1 / sqrt((double)head_size(l)) : settings->scale};
 }
 
 /* a(n) = W_o attention(W_q (n + p), W_k (n + p), W_v n) + b_o, the queries and keys turned where positions are rotary */
@@ -142,8 +141,7 @@ static sherl_value attend_to_memory(const layer *l, sherl_value n) {
     sherl_value query = map(l, "cross_query", &w->cross_query, settings->query_bias, placed, inner, SHERL_IDENTITY);
     sherl_value key =
         map(l, "cross_key", &w->cross_key, settings->query_bias, placed_memory, key_inner, SHERL_IDENTITY);
-    sherl_value value = map(l, "cross_value", &w->cross_value, settings->query_bias, memory, key_inner,
-                            SHERL_IDENTITY);
+    sherl_value value = map(l, "cross_value", &w->cross_value, settings->query_bias, memory, key_inner, SHERL_IDENTITY);
     sherl_attention_settings attention = attention_settings(l);
     sherl_value mixed = sherl_attention(l->graph, query, key, value, &attention);
     return map(l, "cross_output", &w->cross_output, settings->output_bias, mixed, l->channels, SHERL_IDENTITY);
@@ -212,7 +210,11 @@ sherl_value sherl_transformer_layer(sherl_graph *graph, const char *prefix, cons
     if (!check_inputs(graph, inputs) || !check_settings(graph, sherl_graph_channels(graph, inputs->x), settings))
         return SHERL_NONE;
     const sherl_transformer_weights *w = settings->frozen && weights ? weights : &none;
-    layer l = {.graph = graph, .prefix = prefix, .inputs = inputs, .weights = w, .settings = settings,
+    layer l = {.graph = graph,
+               .prefix = prefix,
+               .inputs = inputs,
+               .weights = w,
+               .settings = settings,
                .channels = sherl_graph_channels(graph, inputs->x)};
     const sublayer attention = {"attention", &w->attention_norm, &w->attention_after_norm, &w->attention_scale};
     const sublayer cross = {"cross", &w->cross_norm, &w->cross_after_norm, &w->cross_scale};

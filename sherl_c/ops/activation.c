@@ -32,8 +32,13 @@ static void activation_reads(const sherl_op *op, const bool *trainable, sherl_ba
 }
 
 const sherl_op_type sherl_activation_type = {
-    .name = "activation", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = activation_forward, .backward = activation_backward, .backward_reads = activation_reads,
+    .name = "activation",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = activation_forward,
+    .backward = activation_backward,
+    .backward_reads = activation_reads,
 };
 
 /* ---- Gated ---------------------------------------------------------------------------------------------------------- */
@@ -64,6 +69,11 @@ static void gated_reads(const sherl_op *op, const bool *trainable, sherl_backwar
 }
 
 const sherl_op_type sherl_gated_type = {
-    .name = "gated", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = gated_forward, .backward = gated_backward, .backward_reads = gated_reads,
+    .name = "gated",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = gated_forward,
+    .backward = gated_backward,
+    .backward_reads = gated_reads,
 };

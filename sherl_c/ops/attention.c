@@ -11,14 +11,14 @@
 typedef struct attention_sample {
     const sherl_op *op;
     const sherl_tile *tile;
-    size_t number;                       /* within the tile */
+    size_t number; /* within the tile */
     size_t heads, head_size;
-    size_t channels, key_channels;       /* of queries and output; of keys and values */
-    size_t query_row, queries;           /* row: within the tile */
-    size_t position;                     /* of the first query within its segment */
+    size_t channels, key_channels; /* of queries and output; of keys and values */
+    size_t query_row, queries;     /* row: within the tile */
+    size_t position;               /* of the first query within its segment */
     size_t key_row, keys;
-    sherl_real *probabilities, *scores;  /* (queries, keys) of a block */
-    sherl_real *biases, *dbiases;        /* (heads, distances), where positions tell; else NULL */
+    sherl_real *probabilities, *scores; /* (queries, keys) of a block */
+    sherl_real *biases, *dbiases;       /* (heads, distances), where positions tell; else NULL */
 } attention_sample;
 
 /* Some queries of one sample and one head, and the keys that they may see. */
@@ -29,7 +29,7 @@ typedef struct attention_block {
     size_t query_row;                        /* within the tile */
     size_t position;                         /* of the first query within its segment */
     size_t keys;
-    size_t first_visible;                    /* keys that the first query sees when causal, else 0 */
+    size_t first_visible; /* keys that the first query sees when causal, else 0 */
 } attention_block;
 
 typedef void (*block_work)(const attention_sample *s, const attention_block *block);

@@ -20,7 +20,7 @@ struct row_pass {
     size_t rows, channels;
     const sherl_real *x, *other;                             /* (rows, channels) */
     const sherl_real *center, *other_center, *scale, *shift; /* (1, channels) */
-    sherl_real *y;                                           /* (rows, channels), or sums: (SHERL_NORM_BLOCKS, channels) */
+    sherl_real *y; /* (rows, channels), or sums: (SHERL_NORM_BLOCKS, channels) */
     bool accumulate;
 };
 
@@ -75,7 +75,8 @@ typedef struct norm_scratch {
 } norm_scratch;
 
 static bool batch_norm_scratch(const sherl_op *op, const sherl_limits *limits, size_t *bytes) {
-    return sherl_multiply_sizes(limits->value_channels[op->output], (SHERL_NORM_BLOCKS + 4) * sizeof(sherl_real), bytes);
+    return sherl_multiply_sizes(limits->value_channels[op->output], (SHERL_NORM_BLOCKS + 4) * sizeof(sherl_real),
+                                bytes);
 }
 
 /* The parts of the scratch; scale = weight / sqrt(variance + eps). */
@@ -98,9 +99,14 @@ static norm_scratch prepare_scratch(const sherl_op *op, const sherl_tile *tile, 
 /* y = (x - mean) / sqrt(variance + eps) * weight + bias; x, y: (rows, channels) */
 static void normalize(const sherl_op *op, const sherl_tile *tile, const sherl_real *mean, const sherl_real *variance) {
     norm_scratch scratch = prepare_scratch(op, tile, variance);
-    run_pass((row_pass){.task = affine_block, .tile = tile, .rows = sherl_tile_rows(tile, op->output),
-                        .channels = sherl_tile_channels(tile, op->output), .x = sherl_tile_read(tile, op->inputs[0]),
-                        .center = mean, .scale = scratch.scale, .shift = sherl_op_parameter(op, tile, 1),
+    run_pass((row_pass){.task = affine_block,
+                        .tile = tile,
+                        .rows = sherl_tile_rows(tile, op->output),
+                        .channels = sherl_tile_channels(tile, op->output),
+                        .x = sherl_tile_read(tile, op->inputs[0]),
+                        .center = mean,
+                        .scale = scratch.scale,
+                        .shift = sherl_op_parameter(op, tile, 1),
                         .y = sherl_tile_write(tile, op->output)});
 }
 
@@ -110,10 +116,16 @@ static void sum_gradients(const sherl_op *op, const sherl_tile *tile, const sher
                           const sherl_real *variance, const norm_scratch *scratch) {
     size_t rows = sherl_tile_rows(tile, op->output), channels = sherl_tile_channels(tile, op->output);
     const sherl_real *dy = sherl_output_gradient(op, tile);
-    run_sums((row_pass){.task = sum_block, .tile = tile, .rows = rows, .channels = channels, .x = dy},
-             scratch->partial, 1, scratch->sums);
-    run_sums((row_pass){.task = product_block, .tile = tile, .rows = rows, .channels = channels, .x = dy,
-                        .center = scratch->zeros, .other = sherl_tile_read(tile, op->inputs[0]), .other_center = mean},
+    run_sums((row_pass){.task = sum_block, .tile = tile, .rows = rows, .channels = channels, .x = dy}, scratch->partial,
+             1, scratch->sums);
+    run_sums((row_pass){.task = product_block,
+                        .tile = tile,
+                        .rows = rows,
+                        .channels = channels,
+                        .x = dy,
+                        .center = scratch->zeros,
+                        .other = sherl_tile_read(tile, op->inputs[0]),
+                        .other_center = mean},
              scratch->partial, 1, scratch->slopes);
     sherl_real *dweight = sherl_op_parameter_gradient(op, tile, 0), *dbias = sherl_op_parameter_gradient(op, tile, 1);
     for (size_t c = 0; dweight != NULL && c < channels; c++)
@@ -153,9 +165,16 @@ static sherl_status batch_norm_backward(const sherl_op *op, const sherl_tile *ti
         scratch.sums[c] /= (sherl_real)rows;
         scratch.slopes[c] *= -scratch.scale[c] / ((variance[c] + (sherl_real)op->settings.norm.eps) * (sherl_real)rows);
     }
-    row_pass pass = {.task = affine_block, .tile = tile, .rows = rows, .channels = channels,
-                     .x = sherl_output_gradient(op, tile), .center = scratch.sums, .scale = scratch.scale,
-                     .shift = scratch.zeros, .y = dx, .accumulate = op->accumulate[0]};
+    row_pass pass = {.task = affine_block,
+                     .tile = tile,
+                     .rows = rows,
+                     .channels = channels,
+                     .x = sherl_output_gradient(op, tile),
+                     .center = scratch.sums,
+                     .scale = scratch.scale,
+                     .shift = scratch.zeros,
+                     .y = dx,
+                     .accumulate = op->accumulate[0]};
     run_pass(pass);
     pass.x = sherl_tile_read(tile, op->inputs[0]);
     pass.center = mean;
@@ -186,9 +205,15 @@ static void batch_norm_reads(const sherl_op *op, const bool *trainable, sherl_ba
 }
 
 const sherl_op_type sherl_batch_norm_type = {
-    .name = "batch_norm", .rows = SHERL_COUPLED, .forward_in_place = true, .backward_in_place = true,
-    .forward = batch_norm_forward, .backward = batch_norm_backward, .backward_reads = batch_norm_reads,
-    .scratch_bytes = batch_norm_scratch, .commit = batch_norm_commit,
+    .name = "batch_norm",
+    .rows = SHERL_COUPLED,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = batch_norm_forward,
+    .backward = batch_norm_backward,
+    .backward_reads = batch_norm_reads,
+    .scratch_bytes = batch_norm_scratch,
+    .commit = batch_norm_commit,
 };
 
 /* ---- With the running statistics ------------------------------------------------------------------------------------ */
@@ -211,9 +236,15 @@ static sherl_status fixed_batch_norm_backward(const sherl_op *op, const sherl_ti
     }
     sherl_real *dx = sherl_input_gradient(op, tile, 0);
     if (dx != NULL)
-        run_pass((row_pass){.task = affine_block, .tile = tile, .rows = sherl_tile_rows(tile, op->output),
-                            .channels = sherl_tile_channels(tile, op->output), .x = sherl_output_gradient(op, tile),
-                            .center = scratch.zeros, .scale = scratch.scale, .shift = scratch.zeros, .y = dx,
+        run_pass((row_pass){.task = affine_block,
+                            .tile = tile,
+                            .rows = sherl_tile_rows(tile, op->output),
+                            .channels = sherl_tile_channels(tile, op->output),
+                            .x = sherl_output_gradient(op, tile),
+                            .center = scratch.zeros,
+                            .scale = scratch.scale,
+                            .shift = scratch.zeros,
+                            .y = dx,
                             .accumulate = op->accumulate[0]});
     return SHERL_OK;
 }
@@ -224,7 +255,12 @@ static void fixed_batch_norm_reads(const sherl_op *op, const bool *trainable, sh
 }
 
 const sherl_op_type sherl_fixed_batch_norm_type = {
-    .name = "fixed_batch_norm", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = fixed_batch_norm_forward, .backward = fixed_batch_norm_backward,
-    .backward_reads = fixed_batch_norm_reads, .scratch_bytes = batch_norm_scratch,
+    .name = "fixed_batch_norm",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = fixed_batch_norm_forward,
+    .backward = fixed_batch_norm_backward,
+    .backward_reads = fixed_batch_norm_reads,
+    .scratch_bytes = batch_norm_scratch,
 };

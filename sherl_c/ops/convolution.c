@@ -30,12 +30,18 @@ static size_t pixels_of_pass(sherl_window window, size_t in) {
 static convolution find_operands(const sherl_op *op, const sherl_tile *tile) {
     sherl_window window = op->settings.convolution.window;
     size_t in = sherl_tile_channels(tile, op->inputs[0]);
-    return (convolution){.tile = tile, .from = tile->value_spaces[op->inputs[0]],
-                         .to = tile->value_spaces[op->output], .window = window,
-                         .rows = sherl_tile_rows(tile, op->output), .in = in,
-                         .out = sherl_tile_channels(tile, op->output), .depth = window.size * window.size * in,
-                         .x = sherl_tile_read(tile, op->inputs[0]), .weight = sherl_op_parameter(op, tile, 0),
-                         .pixels = pixels_of_pass(window, in), .gathered = tile->scratch};
+    return (convolution){.tile = tile,
+                         .from = tile->value_spaces[op->inputs[0]],
+                         .to = tile->value_spaces[op->output],
+                         .window = window,
+                         .rows = sherl_tile_rows(tile, op->output),
+                         .in = in,
+                         .out = sherl_tile_channels(tile, op->output),
+                         .depth = window.size * window.size * in,
+                         .x = sherl_tile_read(tile, op->inputs[0]),
+                         .weight = sherl_op_parameter(op, tile, 0),
+                         .pixels = pixels_of_pass(window, in),
+                         .gathered = tile->scratch};
 }
 
 static bool convolution_scratch(const sherl_op *op, const sherl_limits *limits, size_t *bytes) {
@@ -45,9 +51,7 @@ static bool convolution_scratch(const sherl_op *op, const sherl_limits *limits, 
 }
 
 /* The place of an output row in its image. */
-typedef struct place {
-    size_t sample, y, x;
-} place;
+typedef struct place { size_t sample, y, x; } place;
 
 static place next_place(const convolution *c, place at) {
     const size_t *grid = sherl_tile_grid(c->tile, c->to, at.sample);
@@ -79,8 +83,10 @@ static place gather(const convolution *c, const pass *pass) {
     for (size_t r = 0; r < pass->rows; r++, at = next_place(c, at))
         for (size_t d = pass->pixel; d < pass->pixel + pass->pixels; d++, pixel += c->in) {
             size_t row = covered_row(c, at, d / c->window.size, d % c->window.size);
-            if (row == SIZE_MAX) memset(pixel, 0, c->in * sizeof *pixel);
-            else memcpy(pixel, c->x + row * c->in, c->in * sizeof *pixel);
+            if (row == SIZE_MAX)
+                memset(pixel, 0, c->in * sizeof *pixel);
+            else
+                memcpy(pixel, c->x + row * c->in, c->in * sizeof *pixel);
         }
     return at;
 }
@@ -161,8 +167,8 @@ static sherl_status convolution_backward(const sherl_op *op, const sherl_tile *t
     sherl_real *dx = sherl_input_gradient(op, tile, 0), *dweight = sherl_op_parameter_gradient(op, tile, 0);
     sherl_real *dbias = sherl_op_parameter_gradient(op, tile, 1);
     if (activation != SHERL_IDENTITY)
-        tile->kernels->activation_backward(activation, NULL, sherl_tile_read(tile, op->output), dz, dz,
-                                           c.rows * c.out, false);
+        tile->kernels->activation_backward(activation, NULL, sherl_tile_read(tile, op->output), dz, dz, c.rows * c.out,
+                                           false);
     if (dbias) tile->kernels->add_column_sums(dz, dbias, c.rows, c.out);
     if (dweight) run_passes(&c, weight_pass, dz, dweight);
     if (!dx) return SHERL_OK;
@@ -177,6 +183,10 @@ static void convolution_reads(const sherl_op *op, const bool *trainable, sherl_b
 }
 
 const sherl_op_type sherl_convolution_type = {
-    .name = "convolution", .rows = SHERL_MIXES_ROWS, .forward = convolution_forward, .backward = convolution_backward,
-    .backward_reads = convolution_reads, .scratch_bytes = convolution_scratch,
+    .name = "convolution",
+    .rows = SHERL_MIXES_ROWS,
+    .forward = convolution_forward,
+    .backward = convolution_backward,
+    .backward_reads = convolution_reads,
+    .scratch_bytes = convolution_scratch,
 };

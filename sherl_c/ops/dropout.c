@@ -30,6 +30,10 @@ static sherl_status dropout_backward(const sherl_op *op, const sherl_tile *tile)
 }
 
 const sherl_op_type sherl_dropout_type = {
-    .name = "dropout", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = dropout_forward, .backward = dropout_backward,
+    .name = "dropout",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = dropout_forward,
+    .backward = dropout_backward,
 };

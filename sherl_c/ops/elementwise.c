@@ -37,8 +37,12 @@ static sherl_status add_backward(const sherl_op *op, const sherl_tile *tile) {
 }
 
 const sherl_op_type sherl_add_type = {
-    .name = "add", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = add_forward, .backward = add_backward,
+    .name = "add",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = add_forward,
+    .backward = add_backward,
 };
 
 /* ---- Product ------------------------------------------------------------------------------------------------------ */
@@ -68,8 +72,12 @@ static void multiply_reads(const sherl_op *op, const bool *trainable, sherl_back
 }
 
 const sherl_op_type sherl_multiply_type = {
-    .name = "multiply", .rows = SHERL_ROW_WISE, .forward_in_place = true,
-    .forward = multiply_forward, .backward = multiply_backward, .backward_reads = multiply_reads,
+    .name = "multiply",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .forward = multiply_forward,
+    .backward = multiply_backward,
+    .backward_reads = multiply_reads,
 };
 
 /* ---- Scale --------------------------------------------------------------------------------------------------------- */
@@ -89,8 +97,7 @@ static sherl_status scale_channels_backward(const sherl_op *op, const sherl_tile
     sherl_real *dscale = sherl_op_parameter_gradient(op, tile, 0), *dx = sherl_input_gradient(op, tile, 0);
     for (size_t row = 0; dscale && row < rows; row++)
         tile->kernels->multiply(dy + row * channels, x + row * channels, dscale, channels, true);
-    if (dx)
-        tile->kernels->scale_columns(dy, sherl_op_parameter(op, tile, 0), dx, rows, channels, op->accumulate[0]);
+    if (dx) tile->kernels->scale_columns(dy, sherl_op_parameter(op, tile, 0), dx, rows, channels, op->accumulate[0]);
     return SHERL_OK;
 }
 
@@ -100,8 +107,12 @@ static void scale_channels_reads(const sherl_op *op, const bool *trainable, sher
 }
 
 const sherl_op_type sherl_scale_channels_type = {
-    .name = "scale_channels", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = scale_channels_forward, .backward = scale_channels_backward,
+    .name = "scale_channels",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = scale_channels_forward,
+    .backward = scale_channels_backward,
     .backward_reads = scale_channels_reads,
 };
 
@@ -143,8 +154,13 @@ static void gate_reads(const sherl_op *op, const bool *trainable, sherl_backward
 }
 
 const sherl_op_type sherl_gate_type = {
-    .name = "gate", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = gate_forward, .backward = gate_backward, .backward_reads = gate_reads,
+    .name = "gate",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = gate_forward,
+    .backward = gate_backward,
+    .backward_reads = gate_reads,
 };
 
 /* ---- Learned factor ------------------------------------------------------------------------------------------------- */
@@ -185,8 +201,13 @@ static void amplify_reads(const sherl_op *op, const bool *trainable, sherl_backw
 }
 
 const sherl_op_type sherl_amplify_type = {
-    .name = "amplify", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = amplify_forward, .backward = amplify_backward, .backward_reads = amplify_reads,
+    .name = "amplify",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = amplify_forward,
+    .backward = amplify_backward,
+    .backward_reads = amplify_reads,
 };
 
 /* ---- Channels side by side ----------------------------------------------------------------------------------------- */
@@ -223,5 +244,8 @@ static sherl_status concatenate_backward(const sherl_op *op, const sherl_tile *t
 }
 
 const sherl_op_type sherl_concatenate_type = {
-    .name = "concatenate", .rows = SHERL_ROW_WISE, .forward = concatenate_forward, .backward = concatenate_backward,
+    .name = "concatenate",
+    .rows = SHERL_ROW_WISE,
+    .forward = concatenate_forward,
+    .backward = concatenate_backward,
 };

@@ -34,8 +34,11 @@ static void embedding_reads(const sherl_op *op, const bool *trainable, sherl_bac
 }
 
 const sherl_op_type sherl_embedding_type = {
-    .name = "embedding", .rows = SHERL_ROW_WISE,
-    .forward = embedding_forward, .backward = embedding_backward, .backward_reads = embedding_reads,
+    .name = "embedding",
+    .rows = SHERL_ROW_WISE,
+    .forward = embedding_forward,
+    .backward = embedding_backward,
+    .backward_reads = embedding_reads,
 };
 
 /* y[r] = table[r], r counted within each sample; table: (entries, channels), y: (samples x entries, channels) */
@@ -63,5 +66,8 @@ static sherl_status table_backward(const sherl_op *op, const sherl_tile *tile) {
 }
 
 const sherl_op_type sherl_table_type = {
-    .name = "table", .rows = SHERL_MIXES_ROWS, .forward = table_forward, .backward = table_backward,
+    .name = "table",
+    .rows = SHERL_MIXES_ROWS,
+    .forward = table_forward,
+    .backward = table_backward,
 };

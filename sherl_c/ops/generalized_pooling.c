@@ -28,8 +28,9 @@ static sherl_status rank_encoding_forward(const sherl_op *op, const sherl_tile *
     return SHERL_OK;
 }
 
-const sherl_op_type sherl_rank_encoding_type = {
-    .name = "rank_encoding", .rows = SHERL_MIXES_ROWS, .forward = rank_encoding_forward};
+const sherl_op_type sherl_rank_encoding_type = {.name = "rank_encoding",
+                                                .rows = SHERL_MIXES_ROWS,
+                                                .forward = rank_encoding_forward};
 
 /* ---- Sorted pooling ------------------------------------------------------------------------------------------------ */
 
@@ -37,9 +38,9 @@ const sherl_op_type sherl_rank_encoding_type = {
 typedef struct sorting {
     const sherl_real *x; /* (rows, channels) */
     size_t rows, channels;
-    sherl_real *shares;        /* softmax of the scores: (rows) */
-    sherl_real *column;        /* (rows) */
-    int32_t *order, *merged;   /* (rows) each */
+    sherl_real *shares;      /* softmax of the scores: (rows) */
+    sherl_real *column;      /* (rows) */
+    int32_t *order, *merged; /* (rows) each */
 } sorting;
 
 static sorting begin_sample(const sherl_op *op, const sherl_tile *tile, size_t longest, size_t sample) {
@@ -47,8 +48,12 @@ static sorting begin_sample(const sherl_op *op, const sherl_tile *tile, size_t l
     const size_t first = sherl_tile_segment(tile, space, sample), channels = sherl_tile_channels(tile, op->inputs[0]);
     const size_t rows = sherl_tile_segment(tile, space, sample + 1) - first;
     sherl_real *scratch = tile->scratch;
-    sorting s = {.x = sherl_tile_read(tile, op->inputs[0]) + first * channels, .rows = rows, .channels = channels,
-                 .shares = scratch, .column = scratch + longest, .order = (int32_t *)(scratch + 2 * longest)};
+    sorting s = {.x = sherl_tile_read(tile, op->inputs[0]) + first * channels,
+                 .rows = rows,
+                 .channels = channels,
+                 .shares = scratch,
+                 .column = scratch + longest,
+                 .order = (int32_t *)(scratch + 2 * longest)};
     s.merged = s.order + longest;
     memcpy(s.shares, sherl_tile_read(tile, op->inputs[1]) + first, rows * sizeof *s.shares);
     tile->kernels->softmax_forward(s.shares, 1, 1, rows, 0, NULL, 0);
@@ -77,8 +82,8 @@ static void sort_column(sorting *s) {
             const size_t end = start + 2 * width < s->rows ? start + 2 * width : s->rows;
             size_t left = start, right = middle;
             for (size_t i = start; i < end; i++) {
-                const bool from_right = right < end && (left == middle || precedes(s->column[s->order[right]],
-                                                                                   s->column[s->order[left]]));
+                const bool from_right =
+                    right < end && (left == middle || precedes(s->column[s->order[right]], s->column[s->order[left]]));
                 s->merged[i] = s->order[from_right ? right++ : left++];
             }
         }
@@ -151,6 +156,9 @@ static bool sorted_pool_scratch_bytes(const sherl_op *op, const sherl_limits *li
                                 2 * (sizeof(sherl_real) + sizeof(int32_t)), bytes);
 }
 
-const sherl_op_type sherl_sorted_pool_type = {
-    .name = "sorted_pool", .rows = SHERL_MIXES_ROWS, .forward = sorted_pool_forward, .backward = sorted_pool_backward,
-    .backward_reads = sorted_pool_reads, .scratch_bytes = sorted_pool_scratch_bytes};
+const sherl_op_type sherl_sorted_pool_type = {.name = "sorted_pool",
+                                              .rows = SHERL_MIXES_ROWS,
+                                              .forward = sorted_pool_forward,
+                                              .backward = sorted_pool_backward,
+                                              .backward_reads = sorted_pool_reads,
+                                              .scratch_bytes = sorted_pool_scratch_bytes};

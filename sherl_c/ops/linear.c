@@ -3,9 +3,9 @@
 #include "product.h"
 
 enum {
-    UNIT = 16,              /* of channels: parts begin at whole vectors */
-    PARTS = 8,              /* of a wide op's weights, dealt to the threads */
-    LEAST_SPREAD = 1 << 15  /* weights below which spreading costs more than it gains */
+    UNIT = 16,             /* of channels: parts begin at whole vectors */
+    PARTS = 8,             /* of a wide op's weights, dealt to the threads */
+    LEAST_SPREAD = 1 << 15 /* weights below which spreading costs more than it gains */
 };
 
 /* The operands of one call. x: (rows, in), W: (out, in), b: (1, out), y: (rows, out); gradients are NULL where none is
@@ -20,10 +20,16 @@ typedef struct linear {
 } linear;
 
 static linear find_operands(const sherl_op *op, const sherl_tile *tile) {
-    return (linear){.op = op, .tile = tile, .rows = sherl_tile_rows(tile, op->output),
-                    .in = sherl_tile_channels(tile, op->inputs[0]), .out = sherl_tile_channels(tile, op->output),
-                    .weight = sherl_op_parameter(op, tile, 0), .bias = sherl_op_parameter(op, tile, 1),
-                    .x = sherl_tile_read(tile, op->inputs[0]), .y = sherl_tile_write(tile, op->output), .scratch = tile->scratch};
+    return (linear){.op = op,
+                    .tile = tile,
+                    .rows = sherl_tile_rows(tile, op->output),
+                    .in = sherl_tile_channels(tile, op->inputs[0]),
+                    .out = sherl_tile_channels(tile, op->output),
+                    .weight = sherl_op_parameter(op, tile, 0),
+                    .bias = sherl_op_parameter(op, tile, 1),
+                    .x = sherl_tile_read(tile, op->inputs[0]),
+                    .y = sherl_tile_write(tile, op->output),
+                    .scratch = tile->scratch};
 }
 
 /* Of a wide op every part has its own, and its products, of few rows, need none. */
@@ -70,9 +76,9 @@ static void multiply(const linear *l, size_t from, size_t count) {
                                            l->y + from, l->out, false, l->scratch);
     else
         sherl_product_transposed_b(l->tile->kernels, (sherl_matrix){l->x, l->in},
-                                    (sherl_matrix){l->weight + from * l->in, l->in},
-                                    (sherl_product_sizes){.m = l->rows, .n = count, .k = l->in}, l->y + from, l->out, false,
-                                    l->op->wide ? NULL : l->scratch);
+                                   (sherl_matrix){l->weight + from * l->in, l->in},
+                                   (sherl_product_sizes){.m = l->rows, .n = count, .k = l->in}, l->y + from, l->out,
+                                   false, l->op->wide ? NULL : l->scratch);
 }
 
 /* y = activation(x W^T + b), some of the output channels */
@@ -82,8 +88,8 @@ static void forward_outputs(const linear *l, size_t from, size_t count) {
     const sherl_real *bias = l->bias ? l->bias + from : NULL;
     size_t calls = count == l->out ? 1 : l->rows; /* rows that lie apart go one by one */
     for (size_t row = 0; row < calls; row++)
-        l->tile->kernels->bias_activation(l->op->settings.activation, l->y + row * l->out + from, bias,
-                                          l->rows / calls, count);
+        l->tile->kernels->bias_activation(l->op->settings.activation, l->y + row * l->out + from, bias, l->rows / calls,
+                                          count);
 }
 
 static sherl_status linear_forward(const sherl_op *op, const sherl_tile *tile) {
@@ -101,15 +107,15 @@ static void backward_inputs(const linear *l, size_t from, size_t count) {
         return;
     }
     sherl_product(l->tile->kernels, (sherl_matrix){l->dz, l->out}, (sherl_matrix){l->weight + from, l->in},
-                   (sherl_product_sizes){.m = l->rows, .n = count, .k = l->out}, l->dx + from, l->in,
-                   l->op->accumulate[0]);
+                  (sherl_product_sizes){.m = l->rows, .n = count, .k = l->out}, l->dx + from, l->in,
+                  l->op->accumulate[0]);
 }
 
 /* dW += dz^T x, some of the output channels */
 static void backward_weights(const linear *l, size_t from, size_t count) {
     sherl_add_product_transposed_a(l->tile->kernels, (sherl_matrix){l->dz + from, l->out}, (sherl_matrix){l->x, l->in},
-                                    (sherl_product_sizes){.m = count, .n = l->in, .k = l->rows},
-                                    l->dweight + from * l->in, l->in);
+                                   (sherl_product_sizes){.m = count, .n = l->in, .k = l->rows},
+                                   l->dweight + from * l->in, l->in);
 }
 
 /* dz = dy activation'(z); dx = dz W; dW += dz^T x; db += column sums of dz */
@@ -133,6 +139,10 @@ static void linear_reads(const sherl_op *op, const bool *trainable, sherl_backwa
 }
 
 const sherl_op_type sherl_linear_type = {
-    .name = "linear", .rows = SHERL_ROW_WISE, .forward = linear_forward, .backward = linear_backward,
-    .backward_reads = linear_reads, .scratch_bytes = linear_scratch,
+    .name = "linear",
+    .rows = SHERL_ROW_WISE,
+    .forward = linear_forward,
+    .backward = linear_backward,
+    .backward_reads = linear_reads,
+    .scratch_bytes = linear_scratch,
 };

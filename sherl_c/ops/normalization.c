@@ -11,8 +11,8 @@ static sherl_status layer_norm_forward(const sherl_op *op, const sherl_tile *til
     sherl_real *statistics = op->saved == SHERL_NONE ? NULL : sherl_tile_write(tile, op->saved);
     tile->kernels->layer_norm_forward(sherl_tile_read(tile, op->inputs[0]), sherl_op_parameter(op, tile, 0),
                                       sherl_op_parameter(op, tile, 1), op->settings.norm.eps,
-                                      sherl_tile_write(tile, op->output), statistics,
-                                      sherl_tile_rows(tile, op->output), sherl_tile_channels(tile, op->output));
+                                      sherl_tile_write(tile, op->output), statistics, sherl_tile_rows(tile, op->output),
+                                      sherl_tile_channels(tile, op->output));
     return SHERL_OK;
 }
 
@@ -34,8 +34,13 @@ static void norm_reads(const sherl_op *op, const bool *trainable, sherl_backward
 }
 
 const sherl_op_type sherl_layer_norm_type = {
-    .name = "layer_norm", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .recomputes = true, .forward = layer_norm_forward, .backward = layer_norm_backward,
+    .name = "layer_norm",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .recomputes = true,
+    .forward = layer_norm_forward,
+    .backward = layer_norm_backward,
     .backward_reads = norm_reads,
 };
 
@@ -63,8 +68,14 @@ static sherl_status rms_norm_backward(const sherl_op *op, const sherl_tile *tile
 }
 
 const sherl_op_type sherl_rms_norm_type = {
-    .name = "rms_norm", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .recomputes = true, .forward = rms_norm_forward, .backward = rms_norm_backward, .backward_reads = norm_reads,
+    .name = "rms_norm",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .recomputes = true,
+    .forward = rms_norm_forward,
+    .backward = rms_norm_backward,
+    .backward_reads = norm_reads,
 };
 
 /* ---- Division by the l2 norm --------------------------------------------------------------------------------------- */
@@ -101,6 +112,11 @@ static sherl_status l2_normalize_backward(const sherl_op *op, const sherl_tile *
 }
 
 const sherl_op_type sherl_l2_normalize_type = {
-    .name = "l2_normalize", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = l2_normalize_forward, .backward = l2_normalize_backward, .backward_reads = norm_reads,
+    .name = "l2_normalize",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = l2_normalize_forward,
+    .backward = l2_normalize_backward,
+    .backward_reads = norm_reads,
 };

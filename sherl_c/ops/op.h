@@ -14,15 +14,15 @@ typedef struct sherl_tile sherl_tile;
 
 /* How the rows of an op's output depend on the rows of its inputs. */
 typedef enum sherl_row_behaviour {
-    SHERL_ROW_WISE,    /* row r of the output reads row r of each input */
-    SHERL_MIXES_ROWS,  /* rows of one segment read other rows of that segment */
-    SHERL_COUPLED      /* rows read rows of other samples: the tile is the whole batch */
+    SHERL_ROW_WISE,   /* row r of the output reads row r of each input */
+    SHERL_MIXES_ROWS, /* rows of one segment read other rows of that segment */
+    SHERL_COUPLED     /* rows read rows of other samples: the tile is the whole batch */
 } sherl_row_behaviour;
 
 /* Lengths that bound a tile. */
 typedef struct sherl_limits {
-    const size_t *rows;              /* by row space: rows of the tile */
-    const size_t *longest_segment;   /* by row space: rows of one sample */
+    const size_t *rows;            /* by row space: rows of the tile */
+    const size_t *longest_segment; /* by row space: rows of one sample */
     size_t samples;
     const sherl_space *value_spaces; /* by value */
     const size_t *value_channels;    /* by value */
@@ -70,10 +70,10 @@ struct sherl_op {
     bool training;      /* built into a training graph */
     bool wide;          /* runs once for a whole block of tiles; set by the stages pass */
     bool accumulate[SHERL_MAX_INPUTS]; /* set by the needs-gradient pass */
-    bool bfloat16;      /* linear, vocabulary loss: products with the weight in bfloat16; then, packed when compiled: */
+    bool bfloat16; /* linear, vocabulary loss: products with the weight in bfloat16; then, packed when compiled: */
     const uint16_t *packed_weight, *packed_transpose; /* for x W^T and for dz W, as the kernels read them */
-    union {             /* what the type needs to know beyond its operands */
-        sherl_activation activation; /* linear, activation, gated */
+    union {                                           /* what the type needs to know beyond its operands */
+        sherl_activation activation;                  /* linear, activation, gated */
         struct { double eps, momentum; } norm;
         struct { double rate; } dropout;
         struct {
@@ -82,36 +82,49 @@ struct sherl_op {
             bool causal;
             sherl_position_buckets positions;
         } attention;
-        struct { size_t heads, dimensions; double theta; sherl_rotary_scaling scaling; } rotary;
-        struct { double eps; bool add_guide; } guidance;
+        struct {
+            size_t heads, dimensions;
+            double theta;
+            sherl_rotary_scaling scaling;
+        } rotary;
+        struct {
+            double eps;
+            bool add_guide;
+        } guidance;
         struct { double temperature; } gate;
         struct { double initial; } amplify;
-        struct { sherl_window window; sherl_activation activation; } convolution;
+        struct {
+            sherl_window window;
+            sherl_activation activation;
+        } convolution;
         sherl_window window;
         sherl_spatial_settings spatial;
         struct { double label_smoothing; } cross_entropy;
-        struct { double label_smoothing; size_t vocabulary; } vocabulary_loss;
+        struct {
+            double label_smoothing;
+            size_t vocabulary;
+        } vocabulary_loss;
     } settings;
 };
 
 /* Whole samples that one call of an op works on. Everything is addressed through the functions below. */
 struct sherl_tile {
     const sherl_kernels *kernels;
-    size_t first_sample, samples;      /* samples [first_sample, first_sample + samples) of the batch */
-    const size_t *const *offsets;      /* by space: row offset of each sample of the batch, samples + 1 of them */
-    const size_t *const *positions;    /* by selection: a row number within the segment for each sample of the batch */
-    const size_t *const *grids;        /* by space: height and width of each sample of the batch, NULL without images */
-    const sherl_space *value_spaces;   /* by value */
-    const size_t *value_channels;      /* by value */
-    void *const *values;               /* by value: its rows of this tile */
-    sherl_real *const *gradients;      /* by value: the same for gradients; NULL where none is wanted */
-    const sherl_real *const *parameters;        /* by parameter of the store */
-    const size_t *parameter_rows;               /* by parameter of the store */
-    sherl_real *const *parameter_gradients;     /* by parameter: this lane's; NULL for frozen ones */
-    sherl_real *const *mutable_parameters;      /* for commit only: SHERL_STATE parameters, NULL for the others */
+    size_t first_sample, samples;    /* samples [first_sample, first_sample + samples) of the batch */
+    const size_t *const *offsets;    /* by space: row offset of each sample of the batch, samples + 1 of them */
+    const size_t *const *positions;  /* by selection: a row number within the segment for each sample of the batch */
+    const size_t *const *grids;      /* by space: height and width of each sample of the batch, NULL without images */
+    const sherl_space *value_spaces; /* by value */
+    const size_t *value_channels;    /* by value */
+    void *const *values;             /* by value: its rows of this tile */
+    sherl_real *const *gradients;    /* by value: the same for gradients; NULL where none is wanted */
+    const sherl_real *const *parameters;    /* by parameter of the store */
+    const size_t *parameter_rows;           /* by parameter of the store */
+    sherl_real *const *parameter_gradients; /* by parameter: this lane's; NULL for frozen ones */
+    sherl_real *const *mutable_parameters;  /* for commit only: SHERL_STATE parameters, NULL for the others */
     void *scratch;
-    sherl_thread_pool *pool;           /* for wide ops; NULL on ordinary tiles */
-    sherl_random_key random_key;       /* of seed and step */
+    sherl_thread_pool *pool;     /* for wide ops; NULL on ordinary tiles */
+    sherl_random_key random_key; /* of seed and step */
 };
 
 /* Rows of a value on this tile, its channels, its data. */
@@ -173,13 +186,14 @@ static inline void sherl_tile_spread(const sherl_tile *tile, size_t count, sherl
 }
 
 /* Every op type, by family. */
-extern const sherl_op_type sherl_linear_type;                                      /* linear.c */
-extern const sherl_op_type sherl_activation_type, sherl_gated_type;                /* activation.c */
-extern const sherl_op_type sherl_layer_norm_type, sherl_rms_norm_type;             /* normalization.c */
+extern const sherl_op_type sherl_linear_type;                          /* linear.c */
+extern const sherl_op_type sherl_activation_type, sherl_gated_type;    /* activation.c */
+extern const sherl_op_type sherl_layer_norm_type, sherl_rms_norm_type; /* normalization.c */
 /* With the statistics of the batch (training), with the running ones. */
-extern const sherl_op_type sherl_batch_norm_type, sherl_fixed_batch_norm_type;     /* batch_norm.c */
-extern const sherl_op_type sherl_dropout_type;                                     /* dropout.c */
-extern const sherl_op_type sherl_add_type, sherl_multiply_type, sherl_scale_channels_type, sherl_gate_type; /* elementwise.c */
+extern const sherl_op_type sherl_batch_norm_type, sherl_fixed_batch_norm_type; /* batch_norm.c */
+extern const sherl_op_type sherl_dropout_type;                                 /* dropout.c */
+extern const sherl_op_type sherl_add_type, sherl_multiply_type, sherl_scale_channels_type,
+    sherl_gate_type;                                                               /* elementwise.c */
 extern const sherl_op_type sherl_embedding_type, sherl_table_type;                 /* embedding.c */
 extern const sherl_op_type sherl_rotary_type;                                      /* rotary.c */
 extern const sherl_op_type sherl_attention_type;                                   /* attention.c */
@@ -194,6 +208,7 @@ extern const sherl_op_type sherl_guidance_type;                                 
 extern const sherl_op_type sherl_spatial_guidance_type;                            /* spatial_guidance.c */
 extern const sherl_op_type sherl_convolution_type;                                 /* convolution.c */
 extern const sherl_op_type sherl_window_pool_type;                                 /* window_pooling.c */
-extern const sherl_op_type sherl_cross_entropy_type, sherl_binary_cross_entropy_type, sherl_squared_error_type; /* loss.c */
+extern const sherl_op_type sherl_cross_entropy_type, sherl_binary_cross_entropy_type,
+    sherl_squared_error_type; /* loss.c */
 
 #endif

@@ -39,8 +39,8 @@ static sherl_status select_backward(const sherl_op *op, const sherl_tile *tile) 
         const segment s = find_segment(op, tile, sample);
         if (!op->accumulate[0]) memset(s.dx, 0, s.rows * s.channels * sizeof *s.dx);
         /* y = x[position]: dx[position] += dy */
-        tile->kernels->accumulate(dy + sample * s.channels,
-                                  s.dx + sherl_tile_position(op, tile, sample) * s.channels, s.channels);
+        tile->kernels->accumulate(dy + sample * s.channels, s.dx + sherl_tile_position(op, tile, sample) * s.channels,
+                                  s.channels);
     }
     return SHERL_OK;
 }
@@ -109,9 +109,15 @@ static sherl_status max_backward(const sherl_op *op, const sherl_tile *tile) {
     return SHERL_OK;
 }
 
-const sherl_op_type sherl_select_type = {
-    .name = "select", .rows = SHERL_MIXES_ROWS, .forward = select_forward, .backward = select_backward};
-const sherl_op_type sherl_mean_type = {
-    .name = "pool_mean", .rows = SHERL_MIXES_ROWS, .forward = mean_forward, .backward = mean_backward};
-const sherl_op_type sherl_max_type = {
-    .name = "pool_max", .rows = SHERL_MIXES_ROWS, .forward = max_forward, .backward = max_backward};
+const sherl_op_type sherl_select_type = {.name = "select",
+                                         .rows = SHERL_MIXES_ROWS,
+                                         .forward = select_forward,
+                                         .backward = select_backward};
+const sherl_op_type sherl_mean_type = {.name = "pool_mean",
+                                       .rows = SHERL_MIXES_ROWS,
+                                       .forward = mean_forward,
+                                       .backward = mean_backward};
+const sherl_op_type sherl_max_type = {.name = "pool_max",
+                                      .rows = SHERL_MIXES_ROWS,
+                                      .forward = max_forward,
+                                      .backward = max_backward};

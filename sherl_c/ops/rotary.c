@@ -83,6 +83,11 @@ static bool rotary_scratch(const sherl_op *op, const sherl_limits *limits, size_
 }
 
 const sherl_op_type sherl_rotary_type = {
-    .name = "rotary", .rows = SHERL_ROW_WISE, .forward_in_place = true, .backward_in_place = true,
-    .forward = rotary_forward, .backward = rotary_backward, .scratch_bytes = rotary_scratch,
+    .name = "rotary",
+    .rows = SHERL_ROW_WISE,
+    .forward_in_place = true,
+    .backward_in_place = true,
+    .forward = rotary_forward,
+    .backward = rotary_backward,
+    .scratch_bytes = rotary_scratch,
 };

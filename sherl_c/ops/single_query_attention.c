@@ -28,16 +28,15 @@ static sizes find_sizes(const sherl_op *op, const sherl_tile *tile) {
 }
 
 /* One sample's rows of x, and how many of them its query sees. */
-typedef struct segment {
-    size_t first_row, rows, visible;
-} segment;
+typedef struct segment { size_t first_row, rows, visible; } segment;
 
 static segment find_segment(const sherl_op *op, const sherl_tile *tile, size_t sample) {
     sherl_space space = tile->value_spaces[op->inputs[1]];
     size_t first = sherl_tile_segment(tile, space, sample), rows = sherl_tile_segment(tile, space, sample + 1) - first;
     /* With a causal mask a query sees up to its own position, which in cross-attention may lie behind the last row. */
     size_t seen = sherl_tile_position(op, tile, sample) + 1;
-    return (segment){.first_row = first, .rows = rows,
+    return (segment){.first_row = first,
+                     .rows = rows,
                      .visible = op->settings.attention.causal && seen < rows ? seen : rows};
 }
 
@@ -102,12 +101,11 @@ static void for_each_sample(const call *c, void (*work)(const call *c, size_t sa
 }
 
 /* s_ht = u_h . x_t; u: (heads, channels), x: (visible, channels), scores: (heads, visible) */
-static void multiply_rows(const call *c, const sherl_real *u, const sherl_real *x, size_t visible,
-                          sherl_real *scores) {
+static void multiply_rows(const call *c, const sherl_real *u, const sherl_real *x, size_t visible, sherl_real *scores) {
     const sizes *s = &c->s;
     sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){u, s->channels}, (sherl_matrix){x, s->channels},
-                                (sherl_product_sizes){.m = s->heads, .n = visible, .k = s->channels}, scores, visible,
-                                false, NULL);
+                               (sherl_product_sizes){.m = s->heads, .n = visible, .k = s->channels}, scores, visible,
+                               false, NULL);
 }
 
 /* s_ht = u_h . x_t, to be multiplied by the number that is returned; where positions tell, scale u_h . x_t + bias_ht and
@@ -129,11 +127,12 @@ static void map_query(void *state, size_t head, size_t worker) {
     const call *c = state;
     const sizes *s = &c->s;
     (void)worker;
-    const sherl_real *query = sherl_tile_read(c->tile, c->op->inputs[0]), *weight = sherl_op_parameter(c->op, c->tile, 0);
+    const sherl_real *query = sherl_tile_read(c->tile, c->op->inputs[0]),
+                     *weight = sherl_op_parameter(c->op, c->tile, 0);
     sherl_product(c->tile->kernels, (sherl_matrix){query + head * s->head_size, s->inner},
-                   (sherl_matrix){weight + key_row(c->op, s, head) * s->channels, s->channels},
-                   (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
-                   sherl_tile_write(c->tile, c->op->saved) + head * s->channels, s->saved, false);
+                  (sherl_matrix){weight + key_row(c->op, s, head) * s->channels, s->channels},
+                  (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
+                  sherl_tile_write(c->tile, c->op->saved) + head * s->channels, s->saved, false);
 }
 
 /* p = dropout(softmax(scale u x^T + bias)); c_h = sum_t p_ht x_t; o_h starts as b_v,h sum_t p_ht */
@@ -148,8 +147,8 @@ static void attend(const call *c, size_t sample, sherl_real *p) {
     c->tile->kernels->softmax_forward(p, scale, s->heads, segment.visible, 0, u + s->wide, 1);
     if (has_dropout(c->op)) drop(c->op, c->tile, sample, segment.visible, p, p);
     sherl_product(c->tile->kernels, (sherl_matrix){p, segment.visible}, (sherl_matrix){x, s->channels},
-                   (sherl_product_sizes){.m = s->heads, .n = s->channels, .k = segment.visible},
-                   c->context + sample * s->wide, s->channels, false);
+                  (sherl_product_sizes){.m = s->heads, .n = s->channels, .k = segment.visible},
+                  c->context + sample * s->wide, s->channels, false);
     for (size_t head = 0; head < s->heads; head++) {
         sherl_real total = 0; /* 1 without dropout */
         for (size_t t = 0; t < segment.visible; t++) total += p[head * segment.visible + t];
@@ -165,9 +164,9 @@ static void map_context(void *state, size_t head, size_t worker) {
     (void)worker;
     const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + key_row(c->op, s, head) * s->channels;
     sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){c->context + head * s->channels, s->wide},
-                                (sherl_matrix){weight, s->channels},
-                                (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},
-                                sherl_tile_write(c->tile, c->op->output) + head * s->head_size, s->inner, true, NULL);
+                               (sherl_matrix){weight, s->channels},
+                               (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},
+                               sherl_tile_write(c->tile, c->op->output) + head * s->head_size, s->inner, true, NULL);
 }
 
 static sherl_status single_query_forward(const sherl_op *op, const sherl_tile *tile) {
@@ -186,8 +185,8 @@ static void unmap_context(void *state, size_t head, size_t worker) {
     const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 1) + key_row(c->op, s, head) * s->channels;
     const sherl_real *doutput = sherl_output_gradient(c->op, c->tile) + head * s->head_size;
     sherl_product(c->tile->kernels, (sherl_matrix){doutput, s->inner}, (sherl_matrix){weight, s->channels},
-                   (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
-                   c->context + head * s->channels, s->wide, false);
+                  (sherl_product_sizes){.m = s->samples, .n = s->channels, .k = s->head_size},
+                  c->context + head * s->channels, s->wide, false);
 }
 
 /* dp_ht = dropout(dc_h . x_t + b_v,h . do_h). Without dropout the term of the bias is the same for all t, and the softmax
@@ -200,8 +199,8 @@ static void differentiate_probabilities(const call *c, size_t sample, const sher
     multiply_rows(c, dcontext, x, visible, dp);
     if (!has_dropout(c->op)) return;
     for (size_t head = 0; head < s->heads && bias; head++) {
-        sherl_real through_bias = c->tile->kernels->dot(bias + key_row(c->op, s, head), doutput + head * s->head_size,
-                                                        s->head_size);
+        sherl_real through_bias =
+            c->tile->kernels->dot(bias + key_row(c->op, s, head), doutput + head * s->head_size, s->head_size);
         for (size_t t = 0; t < visible; t++) dp[head * visible + t] += through_bias;
     }
     drop(c->op, c->tile, sample, visible, dp, dp);
@@ -227,12 +226,12 @@ static void attend_backward(const call *c, size_t sample, sherl_real *scratch) {
         if (!op->accumulate[1]) memset(dx + at, 0, segment.rows * s->channels * sizeof *dx);
         sherl_product_sizes sizes = {.m = visible, .n = s->channels, .k = s->heads};
         sherl_add_product_transposed_a(tile->kernels, (sherl_matrix){p, visible}, (sherl_matrix){dcontext, s->channels},
-                                        sizes, dx + at, s->channels);
-        sherl_add_product_transposed_a(tile->kernels, (sherl_matrix){ds, visible}, (sherl_matrix){u, s->channels}, sizes,
-                                        dx + at, s->channels);
+                                       sizes, dx + at, s->channels);
+        sherl_add_product_transposed_a(tile->kernels, (sherl_matrix){ds, visible}, (sherl_matrix){u, s->channels},
+                                       sizes, dx + at, s->channels);
     }
     sherl_product(tile->kernels, (sherl_matrix){ds, visible}, (sherl_matrix){x, s->channels},
-                   (sherl_product_sizes){.m = s->heads, .n = s->channels, .k = visible}, dcontext, s->channels, false);
+                  (sherl_product_sizes){.m = s->heads, .n = s->channels, .k = visible}, dcontext, s->channels, false);
 }
 
 /* dq_h (+)= W_k,h du_h */
@@ -242,10 +241,10 @@ static void unmap_query(void *state, size_t head, size_t worker) {
     (void)worker;
     const sherl_real *weight = sherl_op_parameter(c->op, c->tile, 0) + key_row(c->op, s, head) * s->channels;
     sherl_product_transposed_b(c->tile->kernels, (sherl_matrix){c->context + head * s->channels, s->wide},
-                                (sherl_matrix){weight, s->channels},
-                                (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},
-                                sherl_input_gradient(c->op, c->tile, 0) + head * s->head_size, s->inner,
-                                c->op->accumulate[0], NULL);
+                               (sherl_matrix){weight, s->channels},
+                               (sherl_product_sizes){.m = s->samples, .n = s->head_size, .k = s->channels},
+                               sherl_input_gradient(c->op, c->tile, 0) + head * s->head_size, s->inner,
+                               c->op->accumulate[0], NULL);
 }
 
 static sherl_status single_query_backward(const sherl_op *op, const sherl_tile *tile) {
@@ -272,7 +271,12 @@ static bool single_query_scratch(const sherl_op *op, const sherl_limits *limits,
 }
 
 const sherl_op_type sherl_single_query_attention_type = {
-    .name = "single_query_attention", .rows = SHERL_MIXES_ROWS, .aligned_inputs = 1, .spreads = true,
-    .forward = single_query_forward, .backward = single_query_backward, .backward_reads = single_query_reads,
+    .name = "single_query_attention",
+    .rows = SHERL_MIXES_ROWS,
+    .aligned_inputs = 1,
+    .spreads = true,
+    .forward = single_query_forward,
+    .backward = single_query_backward,
+    .backward_reads = single_query_reads,
     .scratch_bytes = single_query_scratch,
 };

@@ -16,7 +16,8 @@ static sherl_status view_sample(const sherl_op *op, const sherl_tile *tile, size
     size_t first = sherl_tile_segment(tile, space, sample), channels = sherl_tile_channels(tile, op->output);
     *view = (sample_view){.x = sherl_tile_read(tile, op->inputs[0]) + first * channels,
                           .guide = sherl_tile_read(tile, op->inputs[1]) + sample * channels,
-                          .rows = sherl_tile_segment(tile, space, sample + 1) - first, .channels = channels};
+                          .rows = sherl_tile_segment(tile, space, sample + 1) - first,
+                          .channels = channels};
     if (op->settings.spatial.base == SHERL_BASE_LAST) view->base = view->rows - 1;
     if (op->settings.spatial.base != SHERL_BASE_POSITION) return SHERL_OK;
     int32_t position = sherl_tile_integers(tile, op->inputs[2])[sample];
@@ -28,8 +29,7 @@ static sherl_status view_sample(const sherl_op *op, const sherl_tile *tile, size
 /* Scratch: u or du by row of the longest sample, dot products with dy likewise, and w * e. */
 static bool spatial_scratch(const sherl_op *op, const sherl_limits *limits, size_t *bytes) {
     size_t rows = limits->longest_segment[limits->value_spaces[op->inputs[0]]];
-    return sherl_multiply_sizes(rows, 2, bytes) &&
-           sherl_add_sizes(*bytes, limits->value_channels[op->output], bytes) &&
+    return sherl_multiply_sizes(rows, 2, bytes) && sherl_add_sizes(*bytes, limits->value_channels[op->output], bytes) &&
            sherl_multiply_sizes(*bytes, sizeof(sherl_real), bytes);
 }
 
@@ -132,6 +132,10 @@ static void spatial_reads(const sherl_op *op, const bool *trainable, sherl_backw
 }
 
 const sherl_op_type sherl_spatial_guidance_type = {
-    .name = "spatial_guidance", .rows = SHERL_MIXES_ROWS, .forward = spatial_forward, .backward = spatial_backward,
-    .backward_reads = spatial_reads, .scratch_bytes = spatial_scratch,
+    .name = "spatial_guidance",
+    .rows = SHERL_MIXES_ROWS,
+    .forward = spatial_forward,
+    .backward = spatial_backward,
+    .backward_reads = spatial_reads,
+    .scratch_bytes = spatial_scratch,
 };

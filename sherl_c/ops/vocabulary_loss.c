@@ -36,13 +36,17 @@ static bool vocabulary_loss_scratch(const sherl_op *op, const sherl_limits *limi
 }
 
 static vocabulary_loss find_operands(const sherl_op *op, const sherl_tile *tile) {
-    vocabulary_loss l = {.op = op, .tile = tile, .rows = sherl_tile_rows(tile, op->output),
+    vocabulary_loss l = {.op = op,
+                         .tile = tile,
+                         .rows = sherl_tile_rows(tile, op->output),
                          .channels = sherl_tile_channels(tile, op->inputs[0]),
                          .vocabulary = op->settings.vocabulary_loss.vocabulary,
                          .columns = sherl_tile_channels(tile, op->output),
-                         .x = sherl_tile_read(tile, op->inputs[0]), .table = sherl_op_parameter(op, tile, 0),
+                         .x = sherl_tile_read(tile, op->inputs[0]),
+                         .table = sherl_op_parameter(op, tile, 0),
                          .weights = sherl_tile_read(tile, op->inputs[2]),
-                         .targets = sherl_tile_integers(tile, op->inputs[1]), .y = sherl_tile_write(tile, op->output),
+                         .targets = sherl_tile_integers(tile, op->inputs[1]),
+                         .y = sherl_tile_write(tile, op->output),
                          .scratch = tile->scratch};
     size_t bytes = 0;
     product_bytes(op, l.channels, &bytes); /* did not overflow when the scratch was planned */
@@ -71,8 +75,7 @@ static void find_gradient(const vocabulary_loss *l, size_t from, size_t rows) {
         l->tile->kernels->bfloat16_product(l->logits, rows, l->vocabulary, l->op->packed_transpose, l->channels,
                                            gradient, l->channels, false, l->scratch);
     else
-        sherl_product(l->tile->kernels, (sherl_matrix){l->logits, l->vocabulary},
-                      (sherl_matrix){l->table, l->channels},
+        sherl_product(l->tile->kernels, (sherl_matrix){l->logits, l->vocabulary}, (sherl_matrix){l->table, l->channels},
                       (sherl_product_sizes){.m = rows, .n = l->channels, .k = l->vocabulary}, gradient, l->channels,
                       false);
 }
@@ -96,8 +99,8 @@ static void finish_row(const vocabulary_loss *l, size_t row, sherl_real *z) {
         for (size_t v = 0; v < l->vocabulary; v++) on_each += (double)z[v];
     if (l->columns > 1) y[1] = (sherl_real)largest(z, l->vocabulary);
     l->tile->kernels->softmax_forward(z, 1, 1, l->vocabulary, 0, &logsumexp, 1);
-    y[0] = weight * (sherl_real)((double)logsumexp - (1 - smoothing) * on_target -
-                                 smoothing * on_each / (double)l->vocabulary);
+    y[0] = weight *
+           (sherl_real)((double)logsumexp - (1 - smoothing) * on_target - smoothing * on_each / (double)l->vocabulary);
     if (!l->gradient) return;
     const sherl_real spread = (sherl_real)(smoothing / (double)l->vocabulary);
     for (size_t v = 0; v < l->vocabulary; v++) z[v] = weight * (z[v] - spread);

@@ -7,8 +7,8 @@
 /* The windows of one image. x: (height * width, channels), y: (windows, channels) */
 typedef struct image {
     const sherl_real *x;
-    sherl_real *dx;          /* or NULL */
-    size_t y_row;            /* its first row in y */
+    sherl_real *dx; /* or NULL */
+    size_t y_row;   /* its first row in y */
     size_t width, across, down, channels, size;
 } image;
 
@@ -18,9 +18,13 @@ static image find_image(const sherl_op *op, const sherl_tile *tile, size_t sampl
     size_t channels = sherl_tile_channels(tile, op->output), first = sherl_tile_segment(tile, from, sample);
     sherl_real *dx = sherl_input_gradient(op, tile, 0);
     return (image){.x = sherl_tile_read(tile, op->inputs[0]) + first * channels,
-                   .dx = dx ? dx + first * channels : NULL, .y_row = sherl_tile_segment(tile, to, sample),
-                   .width = sherl_tile_grid(tile, from, sample)[1], .down = grid[0], .across = grid[1],
-                   .channels = channels, .size = op->settings.window.size};
+                   .dx = dx ? dx + first * channels : NULL,
+                   .y_row = sherl_tile_segment(tile, to, sample),
+                   .width = sherl_tile_grid(tile, from, sample)[1],
+                   .down = grid[0],
+                   .across = grid[1],
+                   .channels = channels,
+                   .size = op->settings.window.size};
 }
 
 /* Where pixel `pixel` of window `window` starts in x. */
@@ -93,6 +97,10 @@ static bool window_pool_scratch(const sherl_op *op, const sherl_limits *limits, 
 }
 
 const sherl_op_type sherl_window_pool_type = {
-    .name = "window_pool", .rows = SHERL_MIXES_ROWS, .forward = window_pool_forward, .backward = window_pool_backward,
-    .backward_reads = window_pool_reads, .scratch_bytes = window_pool_scratch,
+    .name = "window_pool",
+    .rows = SHERL_MIXES_ROWS,
+    .forward = window_pool_forward,
+    .backward = window_pool_backward,
+    .backward_reads = window_pool_reads,
+    .scratch_bytes = window_pool_scratch,
 };

@@ -36,8 +36,7 @@ static bool trains_positions(const sherl_program *program, const sherl_op *atten
 static bool fits(const sherl_program *program, const sherl_op *attention) {
     const sherl_network *network = &program->network;
     if (attention->type != &sherl_attention_type || network->values[attention->inputs[0]].space != SHERL_SAMPLES ||
-        network->values[attention->inputs[1]].space == SHERL_SAMPLES ||
-        trains_positions(program, attention))
+        network->values[attention->inputs[1]].space == SHERL_SAMPLES || trains_positions(program, attention))
         return false;
     const sherl_op *key = producer(network, attention->inputs[1]), *value = producer(network, attention->inputs[2]);
     return is_frozen_map(program, key) && is_frozen_map(program, value) && key->inputs[0] == value->inputs[0];

@@ -27,8 +27,10 @@ static sherl_status measure(const sherl_program *program, const sherl_cut *cut, 
         size_t sum = plan.block.bytes;
         bool counted = add_product(&sum, tiling.lanes, plan.tile.bytes) &&
                        add_product(&sum, tiling.lanes, sherl_lane_bytes(program));
-        if (counted) *bytes = sum;
-        else status = SHERL_SIZE_OVERFLOW;
+        if (counted)
+            *bytes = sum;
+        else
+            status = SHERL_SIZE_OVERFLOW;
     }
     sherl_tiling_release(context, &tiling);
     sherl_extent_release(context, &extent);

@@ -44,8 +44,12 @@ static sherl_value append_linear(sherl_graph *graph, sherl_value x, sherl_parame
     if (bias != SHERL_NONE && !sherl_check_parameter(graph, "linear", "bias", bias, 1, outputs)) return SHERL_NONE;
     if (bfloat16 && !check_bfloat16(graph, weight)) return SHERL_NONE;
     bool fused = output_tells_derivative(activation);
-    sherl_op op = {.type = &sherl_linear_type, .input_count = 1, .inputs = {x}, .parameter_count = 2,
-                   .parameters = {weight, bias}, .bfloat16 = bfloat16,
+    sherl_op op = {.type = &sherl_linear_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .parameter_count = 2,
+                   .parameters = {weight, bias},
+                   .bfloat16 = bfloat16,
                    .settings.activation = fused ? activation : SHERL_IDENTITY};
     sherl_value y = sherl_graph_append(graph, &op, input->space, outputs, SHERL_SAMPLES, 0, false);
     return fused ? y : sherl_activate(graph, y, activation);
@@ -77,8 +81,12 @@ sherl_value sherl_layer_norm(sherl_graph *graph, sherl_value x, sherl_parameter 
         (bias != SHERL_NONE && !sherl_check_parameter(graph, "layer norm", "bias", bias, 1, input.channels)) ||
         !sherl_check_number(graph, "layer norm", "eps", eps, 0, 1))
         return SHERL_NONE;
-    sherl_op op = {.type = &sherl_layer_norm_type, .input_count = 1, .inputs = {x}, .parameter_count = 2,
-                   .parameters = {weight, bias}, .settings.norm = {.eps = eps}};
+    sherl_op op = {.type = &sherl_layer_norm_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .parameter_count = 2,
+                   .parameters = {weight, bias},
+                   .settings.norm = {.eps = eps}};
     return sherl_graph_append(graph, &op, input.space, input.channels, input.space, 2, false);
 }
 
@@ -88,8 +96,12 @@ sherl_value sherl_rms_norm(sherl_graph *graph, sherl_value x, sherl_parameter we
     if (!sherl_check_parameter(graph, "RMS norm", "weight", weight, 1, input.channels) ||
         !sherl_check_number(graph, "RMS norm", "eps", eps, 0, 1))
         return SHERL_NONE;
-    sherl_op op = {.type = &sherl_rms_norm_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
-                   .parameters = {weight}, .settings.norm = {.eps = eps}};
+    sherl_op op = {.type = &sherl_rms_norm_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .parameter_count = 1,
+                   .parameters = {weight},
+                   .settings.norm = {.eps = eps}};
     return sherl_graph_append(graph, &op, input.space, input.channels, input.space, 1, false);
 }
 
@@ -106,7 +118,9 @@ sherl_value sherl_batch_norm(sherl_graph *graph, sherl_value x, sherl_parameter 
         !sherl_check_number(graph, "batch norm", "momentum", momentum, 0, 1.0000001))
         return SHERL_NONE;
     sherl_op op = {.type = graph->training ? &sherl_batch_norm_type : &sherl_fixed_batch_norm_type,
-                   .input_count = 1, .inputs = {x}, .parameter_count = 4,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .parameter_count = 4,
                    .parameters = {weight, bias, running_mean, running_variance},
                    .settings.norm = {.eps = eps, .momentum = momentum}};
     return sherl_graph_append(graph, &op, input.space, input.channels, SHERL_SAMPLES,
@@ -119,7 +133,10 @@ sherl_value sherl_dropout(sherl_graph *graph, sherl_value x, double rate) {
         return SHERL_NONE;
     uint32_t stream = graph->next_stream++; /* taken even when unused: the draws of later ops do not depend on rates */
     if (!graph->training || rate == 0) return x;
-    sherl_op op = {.type = &sherl_dropout_type, .input_count = 1, .inputs = {x}, .stream = stream,
+    sherl_op op = {.type = &sherl_dropout_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .stream = stream,
                    .settings.dropout = {.rate = rate}};
     return append_like_input(graph, &op);
 }
@@ -154,7 +171,10 @@ sherl_value sherl_scale_channels(sherl_graph *graph, sherl_value x, sherl_parame
     if (!sherl_check_value(graph, "scale", "x", x, false) ||
         !sherl_check_parameter(graph, "scale", "scale", scale, 1, sherl_graph_value(graph, x)->channels))
         return SHERL_NONE;
-    sherl_op op = {.type = &sherl_scale_channels_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
+    sherl_op op = {.type = &sherl_scale_channels_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .parameter_count = 1,
                    .parameters = {scale}};
     return append_like_input(graph, &op);
 }
@@ -163,7 +183,10 @@ sherl_value sherl_embedding(sherl_graph *graph, sherl_value indices, sherl_param
     if (!sherl_check_value(graph, "embedding", "indices", indices, true)) return SHERL_NONE;
     if (table >= sherl_parameters_count(graph->parameters))
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "embedding: table is not a parameter of this graph");
-    sherl_op op = {.type = &sherl_embedding_type, .input_count = 1, .inputs = {indices}, .parameter_count = 1,
+    sherl_op op = {.type = &sherl_embedding_type,
+                   .input_count = 1,
+                   .inputs = {indices},
+                   .parameter_count = 1,
                    .parameters = {table}};
     return sherl_graph_append(graph, &op, sherl_graph_value(graph, indices)->space,
                               sherl_parameters_columns(graph->parameters, table), SHERL_SAMPLES, 0, false);
@@ -188,8 +211,8 @@ static bool check_rotary_scaling(sherl_graph *graph, const sherl_rotary_scaling 
         !sherl_check_number(graph, "rotary", "high", scaling->high, 0, 1e6))
         return false;
     if (scaling->original > 0 && scaling->low >= scaling->high)
-        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "rotary: low must be less than high, not %g and %g", scaling->low,
-                         scaling->high);
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "rotary: low must be less than high, not %g and %g",
+                         scaling->low, scaling->high);
     return graph->status == SHERL_OK;
 }
 
@@ -206,9 +229,10 @@ sherl_value sherl_rotary(sherl_graph *graph, sherl_value x, size_t heads, size_t
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT,
                                 "rotary: dimensions must be even and 2 to the %zu of a head, not %zu", channels / heads,
                                 dimensions);
-    sherl_op op = {.type = &sherl_rotary_type, .input_count = 1, .inputs = {x},
-                   .settings.rotary = {.heads = heads, .dimensions = dimensions, .theta = theta,
-                                       .scaling = *scaling}};
+    sherl_op op = {.type = &sherl_rotary_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .settings.rotary = {.heads = heads, .dimensions = dimensions, .theta = theta, .scaling = *scaling}};
     return append_like_input(graph, &op);
 }
 
@@ -255,11 +279,17 @@ sherl_value sherl_attention(sherl_graph *graph, sherl_value query, sherl_value k
     if (!sherl_check_channels(graph, "attention", "key", key, key_channels) ||
         !sherl_check_channels(graph, "attention", "value", value, key_channels))
         return SHERL_NONE;
-    sherl_op op = {.type = &sherl_attention_type, .input_count = 3, .inputs = {query, key, value},
-                   .parameter_count = settings->positions.buckets ? 1 : 0, .parameters = {settings->position_bias},
+    sherl_op op = {.type = &sherl_attention_type,
+                   .input_count = 3,
+                   .inputs = {query, key, value},
+                   .parameter_count = settings->positions.buckets ? 1 : 0,
+                   .parameters = {settings->position_bias},
                    .stream = graph->next_stream,
-                   .settings.attention = {.heads = heads, .key_heads = key_heads, .scale = settings->scale,
-                                          .causal = settings->causal, .positions = settings->positions,
+                   .settings.attention = {.heads = heads,
+                                          .key_heads = key_heads,
+                                          .scale = settings->scale,
+                                          .causal = settings->causal,
+                                          .positions = settings->positions,
                                           .dropout = graph->training ? settings->dropout : 0}};
     graph->next_stream += (uint32_t)heads; /* one stream a head */
     return sherl_graph_append(graph, &op, queries.space, queries.channels, queries.space, heads, false);
@@ -291,8 +321,8 @@ sherl_value sherl_pool(sherl_graph *graph, sherl_value x, sherl_pooling pooling)
     sherl_value_info input = *sherl_graph_value(graph, x);
     if (pooling == SHERL_POOL_FIRST) return append_select(graph, x, sherl_first_rows);
     if (pooling == SHERL_POOL_LAST)
-        return append_select(graph, x, (sherl_selection){.row = SHERL_POOL_LAST, .space = input.space,
-                                                         .positions = SHERL_NONE});
+        return append_select(graph, x,
+                             (sherl_selection){.row = SHERL_POOL_LAST, .space = input.space, .positions = SHERL_NONE});
     bool maximum = pooling == SHERL_POOL_MAX;
     sherl_op op = {.type = maximum ? &sherl_max_type : &sherl_mean_type, .input_count = 1, .inputs = {x}};
     return sherl_graph_append(graph, &op, SHERL_SAMPLES, input.channels, SHERL_SAMPLES, maximum ? input.channels : 0,
@@ -306,16 +336,17 @@ sherl_value sherl_select(sherl_graph *graph, sherl_value x, sherl_value position
     const sherl_value_info *given = sherl_graph_value(graph, positions);
     if (given->space != SHERL_SAMPLES)
         return sherl_graph_fail(graph, SHERL_SHAPE_MISMATCH, "select: positions must have one row a sample");
-    return append_select(graph, x, (sherl_selection){.row = SHERL_POOL_POSITION,
-                                                     .space = sherl_graph_value(graph, x)->space,
-                                                     .positions = given->input});
+    return append_select(graph, x,
+                         (sherl_selection){.row = SHERL_POOL_POSITION,
+                                           .space = sherl_graph_value(graph, x)->space,
+                                           .positions = given->input});
 }
 
 sherl_value sherl_rank_encoding(sherl_graph *graph, sherl_value x, size_t channels) {
     if (!sherl_check_value(graph, "rank encoding", "x", x, false)) return SHERL_NONE;
     if (channels == 0 || channels % 4 != 0)
-        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "rank encoding: channels must be a multiple of 4, not %zu",
-                                channels);
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT,
+                                "rank encoding: channels must be a multiple of 4, not %zu", channels);
     sherl_op op = {.type = &sherl_rank_encoding_type, .input_count = 1, .inputs = {x}};
     return sherl_graph_append(graph, &op, sherl_graph_value(graph, x)->space, channels, SHERL_SAMPLES, 0, false);
 }
@@ -346,8 +377,12 @@ sherl_value sherl_amplify(sherl_graph *graph, sherl_value x, sherl_parameter log
         !sherl_check_parameter(graph, "amplify", "logarithm", logarithm, 1, 1) ||
         !sherl_check_number(graph, "amplify", "initial", initial, 1e-6, 1e6))
         return SHERL_NONE;
-    sherl_op op = {.type = &sherl_amplify_type, .input_count = 1, .inputs = {x}, .parameter_count = 1,
-                   .parameters = {logarithm}, .settings.amplify = {.initial = initial}};
+    sherl_op op = {.type = &sherl_amplify_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .parameter_count = 1,
+                   .parameters = {logarithm},
+                   .settings.amplify = {.initial = initial}};
     return append_like_input(graph, &op);
 }
 
@@ -366,7 +401,8 @@ sherl_value sherl_concatenate(sherl_graph *graph, const sherl_value *values, siz
             return sherl_graph_fail(graph, SHERL_SIZE_OVERFLOW, "concatenate: too many channels");
         op.inputs[i] = values[i];
     }
-    return sherl_graph_append(graph, &op, sherl_graph_value(graph, values[0])->space, channels, SHERL_SAMPLES, 0, false);
+    return sherl_graph_append(graph, &op, sherl_graph_value(graph, values[0])->space, channels, SHERL_SAMPLES, 0,
+                              false);
 }
 
 sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size_t count, sherl_parameter weight,
@@ -375,8 +411,11 @@ sherl_value sherl_guidance(sherl_graph *graph, const sherl_value *features, size
     if (count < 2 || count > SHERL_MAX_INPUTS)
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "guidance: needs 2 to %d features, not %zu",
                                 SHERL_MAX_INPUTS, count);
-    sherl_op op = {.type = &sherl_guidance_type, .input_count = (uint32_t)count, .parameter_count = 2,
-                   .parameters = {weight, bias}, .settings.guidance = {.eps = eps, .add_guide = add_guide}};
+    sherl_op op = {.type = &sherl_guidance_type,
+                   .input_count = (uint32_t)count,
+                   .parameter_count = 2,
+                   .parameters = {weight, bias},
+                   .settings.guidance = {.eps = eps, .add_guide = add_guide}};
     for (size_t i = 0; i < count; i++) {
         if (!sherl_check_value(graph, "guidance", "a feature", features[i], false) ||
             !sherl_check_same_rows(graph, "guidance", features[0], features[i]) ||
@@ -402,8 +441,12 @@ sherl_value sherl_gated_residual(sherl_graph *graph, sherl_value x, sherl_value 
         !sherl_check_same_rows(graph, "gated residual", x, last) ||
         !sherl_check_channels(graph, "gated residual", "last", last, sherl_graph_value(graph, x)->channels))
         return SHERL_NONE;
-    sherl_op op = {.type = &sherl_gate_type, .input_count = 2, .inputs = {x, last}, .parameter_count = 1,
-                   .parameters = {gate}, .settings.gate = {.temperature = temperature}};
+    sherl_op op = {.type = &sherl_gate_type,
+                   .input_count = 2,
+                   .inputs = {x, last},
+                   .parameter_count = 1,
+                   .parameters = {gate},
+                   .settings.gate = {.temperature = temperature}};
     return append_like_input(graph, &op);
 }
 
@@ -435,8 +478,8 @@ static sherl_value append_loss(sherl_graph *graph, const char *name, sherl_op *o
     return sherl_graph_append(graph, op, sherl_graph_value(graph, predictions)->space, 1, SHERL_SAMPLES, 0, false);
 }
 
-sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value target_indices,
-                                sherl_value weights, sherl_parameter class_weights, double label_smoothing) {
+sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_value target_indices, sherl_value weights,
+                                sherl_parameter class_weights, double label_smoothing) {
     if (!sherl_check_value(graph, "cross-entropy", "logits", logits, false) ||
         !sherl_check_number(graph, "cross-entropy", "label smoothing", label_smoothing, 0, 1))
         return SHERL_NONE;
@@ -447,8 +490,11 @@ sherl_value sherl_cross_entropy(sherl_graph *graph, sherl_value logits, sherl_va
         if (sherl_parameters_role(graph->parameters, class_weights) == SHERL_TRAINABLE)
             return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "cross-entropy: class weights cannot be trained");
     }
-    sherl_op op = {.type = &sherl_cross_entropy_type, .input_count = 3, .inputs = {logits, target_indices, weights},
-                   .parameter_count = 1, .parameters = {class_weights},
+    sherl_op op = {.type = &sherl_cross_entropy_type,
+                   .input_count = 3,
+                   .inputs = {logits, target_indices, weights},
+                   .parameter_count = 1,
+                   .parameters = {class_weights},
                    .settings.cross_entropy = {.label_smoothing = label_smoothing}};
     return append_loss(graph, "cross-entropy", &op, true);
 }
@@ -468,8 +514,11 @@ sherl_value sherl_vocabulary_cross_entropy(sherl_graph *graph, sherl_value x, sh
     if (sherl_parameters_role(graph->parameters, table) != SHERL_FROZEN)
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: table must be frozen", name);
     if (settings->bfloat16 && !check_bfloat16(graph, table)) return SHERL_NONE;
-    sherl_op op = {.type = settings->best ? &sherl_vocabulary_best_type : &sherl_vocabulary_loss_type, .input_count = 3,
-                   .inputs = {x, target_indices, weights}, .parameter_count = 1, .parameters = {table},
+    sherl_op op = {.type = settings->best ? &sherl_vocabulary_best_type : &sherl_vocabulary_loss_type,
+                   .input_count = 3,
+                   .inputs = {x, target_indices, weights},
+                   .parameter_count = 1,
+                   .parameters = {table},
                    .bfloat16 = settings->bfloat16,
                    .settings.vocabulary_loss = {.label_smoothing = settings->label_smoothing, .vocabulary = words}};
     if (!check_loss(graph, name, &op, true)) return SHERL_NONE;
@@ -484,8 +533,7 @@ sherl_value sherl_binary_cross_entropy(sherl_graph *graph, sherl_value logits, s
     return append_loss(graph, "binary cross-entropy", &op, false);
 }
 
-sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets,
-                                sherl_value weights) {
+sherl_value sherl_squared_error(sherl_graph *graph, sherl_value predictions, sherl_value targets, sherl_value weights) {
     sherl_op op = {.type = &sherl_squared_error_type, .input_count = 3, .inputs = {predictions, targets, weights}};
     return append_loss(graph, "squared error", &op, false);
 }
@@ -499,8 +547,8 @@ sherl_value sherl_row_cross_entropy(sherl_graph *graph, sherl_value logits, cons
         return SHERL_NONE;
     const size_t channels = sherl_graph_value(graph, logits)->channels;
     if (channels + 2 > SHERL_MAX_INPUTS)
-        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: logits must have at most %d channels, not %zu", name,
-                                SHERL_MAX_INPUTS - 2, channels);
+        return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: logits must have at most %d channels, not %zu",
+                                name, SHERL_MAX_INPUTS - 2, channels);
     sherl_op op = {.type = &sherl_row_cross_entropy_type, .input_count = (uint32_t)channels + 2, .inputs = {logits}};
     op.inputs[channels + 1] = weights;
     for (size_t c = 0; c < channels; c++) {

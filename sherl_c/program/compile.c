@@ -76,8 +76,8 @@ static sherl_status pack_weights(sherl_program *program) {
 
 static sherl_status tabulate_values(sherl_program *program) {
     const sherl_network *network = &program->network;
-    sherl_status status = sherl_allocate(program->context, network->value_count, sizeof(sherl_space),
-                                         &program->value_spaces);
+    sherl_status status =
+        sherl_allocate(program->context, network->value_count, sizeof(sherl_space), &program->value_spaces);
     if (!status)
         status = sherl_allocate(program->context, network->value_count, sizeof(size_t), &program->value_channels);
     for (size_t v = 0; v < network->value_count && !status; v++) {
@@ -174,8 +174,8 @@ bool sherl_program_is_coupled(const sherl_program *program) { return program->wh
 /* Bytes of all parameters of the store, owned or frozen. */
 static void count_parameter_bytes(const sherl_program *program, sherl_memory_report *report) {
     for (size_t p = 0; p < program->parameter_count; p++) {
-        size_t bytes = program->parameter_rows[p] *
-                       sherl_parameters_columns(program->parameters, (sherl_parameter)p) * sizeof(sherl_real);
+        size_t bytes = program->parameter_rows[p] * sherl_parameters_columns(program->parameters, (sherl_parameter)p) *
+                       sizeof(sherl_real);
         bool frozen = sherl_parameters_role(program->parameters, (sherl_parameter)p) == SHERL_FROZEN;
         *(frozen ? &report->frozen_weights : &report->parameters) +=
             bytes + sherl_parameters_packed_bytes(program->parameters, (sherl_parameter)p);
@@ -216,8 +216,7 @@ sherl_status sherl_program_memory(const sherl_program *program, size_t samples, 
     if (!status) status = sherl_plan_cover(program, &extent, &plan);
     if (!status) {
         size_t threads = sherl_context_threads(context);
-        *report = (sherl_memory_report){.tile_rows = cut.tile_rows, .tiles = tiling.tiles,
-                                        .lanes = tiling.lanes};
+        *report = (sherl_memory_report){.tile_rows = cut.tile_rows, .tiles = tiling.tiles, .lanes = tiling.lanes};
         report->workers = threads < tiling.lanes ? threads : tiling.lanes;
         report->gradients = tiling.lanes * sherl_lane_bytes(program);
         report->staging = staging_bytes(program, &plan, report->workers);

@@ -64,8 +64,12 @@ static sherl_status pick_rows(const demand *demand, sherl_value full, uint32_t s
     info.input = SHERL_NONE;
     sherl_status status = sherl_network_add_value(to, info, rows);
     if (status) return status;
-    sherl_op op = {.type = &sherl_select_type, .input_count = 1, .inputs = {full}, .output = *rows,
-                   .saved = SHERL_NONE, .selection = selection};
+    sherl_op op = {.type = &sherl_select_type,
+                   .input_count = 1,
+                   .inputs = {full},
+                   .output = *rows,
+                   .saved = SHERL_NONE,
+                   .selection = selection};
     for (uint32_t slot = 0; slot < SHERL_MAX_PARAMETERS; slot++) op.parameters[slot] = SHERL_NONE;
     return sherl_network_add_op(to, &op);
 }

@@ -89,8 +89,8 @@ sherl_space sherl_graph_grid(sherl_graph *graph, const char *name) {
     return declare_space(graph, name, (sherl_space_info){.kind = SHERL_SPACE_GRID});
 }
 
-static sherl_value declare_input(sherl_graph *graph, const char *name, sherl_space space, size_t channels,
-                                 bool integer, bool needs_gradient) {
+static sherl_value declare_input(sherl_graph *graph, const char *name, sherl_space space, size_t channels, bool integer,
+                                 bool needs_gradient) {
     if (graph->status != SHERL_OK) return SHERL_NONE;
     sherl_network *network = &graph->network;
     if (space >= network->space_count)
@@ -100,9 +100,10 @@ static sherl_value declare_input(sherl_graph *graph, const char *name, sherl_spa
                                 channels);
     uint32_t number = (uint32_t)network->input_count;
     sherl_value value;
-    sherl_status status = sherl_network_add_input(
-        network, (sherl_input_info){.space = space, .channels = channels, .integer = integer,
-                                    .needs_gradient = needs_gradient});
+    sherl_status status = sherl_network_add_input(network, (sherl_input_info){.space = space,
+                                                                              .channels = channels,
+                                                                              .integer = integer,
+                                                                              .needs_gradient = needs_gradient});
     if (!status)
         status = sherl_network_add_value(
             network, (sherl_value_info){.space = space, .channels = channels, .integer = integer, .input = number},
@@ -129,9 +130,8 @@ sherl_parameter sherl_graph_parameter(sherl_graph *graph, const char *name, size
     sherl_status status =
         sherl_parameters_add(graph->parameters, name, rows, columns, role, initializer, frozen, &parameter);
     if (status == SHERL_SHAPE_MISMATCH)
-        return sherl_graph_fail(graph, status,
-                                "parameter %s exists with another shape, role or data than %zu x %zu", name, rows,
-                                columns);
+        return sherl_graph_fail(graph, status, "parameter %s exists with another shape, role or data than %zu x %zu",
+                                name, rows, columns);
     if (status) return sherl_graph_fail(graph, status, "parameter %s: %s", name, sherl_status_text(status));
     return parameter;
 }
@@ -157,7 +157,8 @@ bool sherl_check_value(sherl_graph *graph, const char *op, const char *what, she
     if (value >= network->value_count || network->values[value].saved)
         sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: %s is not a value of this graph", op, what);
     else if (network->values[value].integer != integer)
-        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: %s must hold %s", op, what, integer ? "integers" : "reals");
+        sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: %s must hold %s", op, what,
+                         integer ? "integers" : "reals");
     return graph->status == SHERL_OK;
 }
 
@@ -176,8 +177,8 @@ bool sherl_check_channels(sherl_graph *graph, const char *op, const char *what, 
     return graph->status == SHERL_OK;
 }
 
-bool sherl_check_parameter(sherl_graph *graph, const char *op, const char *what, sherl_parameter parameter,
-                           size_t rows, size_t columns) {
+bool sherl_check_parameter(sherl_graph *graph, const char *op, const char *what, sherl_parameter parameter, size_t rows,
+                           size_t columns) {
     if (graph->status != SHERL_OK) return false;
     if (parameter >= sherl_parameters_count(graph->parameters)) {
         sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: %s is not a parameter of this graph", op, what);
@@ -209,13 +210,16 @@ sherl_value sherl_graph_append(sherl_graph *graph, sherl_op *op, sherl_space spa
     sherl_status status = SHERL_OK;
     if (saved_channels > 0)
         status = sherl_network_add_value(network,
-                                         (sherl_value_info){.space = saved_space, .channels = saved_channels,
-                                                            .integer = saved_integer, .input = SHERL_NONE,
+                                         (sherl_value_info){.space = saved_space,
+                                                            .channels = saved_channels,
+                                                            .integer = saved_integer,
+                                                            .input = SHERL_NONE,
                                                             .saved = true},
                                          &op->saved);
     if (!status)
-        status = sherl_network_add_value(
-            network, (sherl_value_info){.space = space, .channels = channels, .input = SHERL_NONE}, &op->output);
+        status = sherl_network_add_value(network,
+                                         (sherl_value_info){.space = space, .channels = channels, .input = SHERL_NONE},
+                                         &op->output);
     if (!status) status = sherl_network_add_op(network, op);
     return status ? fail_plainly(graph, status) : op->output;
 }

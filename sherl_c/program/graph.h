@@ -9,7 +9,7 @@ struct sherl_graph {
     sherl_parameters *parameters;
     sherl_network network;
     bool training;
-    uint32_t next_stream; /* of random numbers */
+    uint32_t next_stream;       /* of random numbers */
     bool staging_given, staged; /* the caller's decision, if there is one */
     sherl_status status;
     char message[320];
@@ -24,8 +24,8 @@ __attribute__((format(printf, 3, 4))) uint32_t sherl_graph_fail(sherl_graph *gra
 bool sherl_check_value(sherl_graph *graph, const char *op, const char *what, sherl_value value, bool integer);
 bool sherl_check_same_rows(sherl_graph *graph, const char *op, sherl_value a, sherl_value b);
 bool sherl_check_channels(sherl_graph *graph, const char *op, const char *what, sherl_value value, size_t channels);
-bool sherl_check_parameter(sherl_graph *graph, const char *op, const char *what, sherl_parameter parameter,
-                           size_t rows, size_t columns);
+bool sherl_check_parameter(sherl_graph *graph, const char *op, const char *what, sherl_parameter parameter, size_t rows,
+                           size_t columns);
 bool sherl_check_number(sherl_graph *graph, const char *op, const char *what, double number, double least,
                         double below);
 

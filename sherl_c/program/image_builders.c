@@ -16,11 +16,11 @@ static sherl_space fit_space(sherl_graph *graph, const char *op, sherl_space fro
                              sherl_space output) {
     sherl_network *network = &graph->network;
     if (output == SHERL_NONE && window.stride == 1 && window.size == 2 * window.padding + 1) return from;
-    if (output != SHERL_NONE &&
-        (output >= network->space_count || !sherl_space_is_images(network, output)))
+    if (output != SHERL_NONE && (output >= network->space_count || !sherl_space_is_images(network, output)))
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "%s: output must be a row space of images", op);
     sherl_status status = SHERL_OK;
-    if (output == SHERL_NONE) status = sherl_network_add_space(network, (sherl_space_info){.kind = SHERL_SPACE_DERIVED}, &output);
+    if (output == SHERL_NONE)
+        status = sherl_network_add_space(network, (sherl_space_info){.kind = SHERL_SPACE_DERIVED}, &output);
     if (!status) status = sherl_network_add_fit(network, (sherl_fit){.from = from, .to = output, .window = window});
     return status ? sherl_graph_fail(graph, status, "%s: %s", op, sherl_status_text(status)) : output;
 }
@@ -29,7 +29,8 @@ static bool check_window(sherl_graph *graph, const char *op, sherl_window window
     if (window.size == 0 || window.size > LARGEST_WINDOW || window.stride == 0 || window.padding >= window.size)
         sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT,
                          "%s: a window of size %zu (1 to %d), stride %zu (at least 1) and padding %zu (below the size) "
-                         "is not possible", op, window.size, LARGEST_WINDOW, window.stride, window.padding);
+                         "is not possible",
+                         op, window.size, LARGEST_WINDOW, window.stride, window.padding);
     return graph->status == SHERL_OK;
 }
 
@@ -40,15 +41,17 @@ sherl_value sherl_convolution(sherl_graph *graph, sherl_value x, sherl_parameter
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "convolution: weight is not a parameter of this graph");
     size_t outputs = sherl_parameters_rows(graph->parameters, weight), channels = sherl_graph_channels(graph, x);
     sherl_space from = sherl_graph_value(graph, x)->space;
-    if (!sherl_check_parameter(graph, "convolution", "weight", weight, outputs,
-                               window.size * window.size * channels) ||
+    if (!sherl_check_parameter(graph, "convolution", "weight", weight, outputs, window.size * window.size * channels) ||
         (bias != SHERL_NONE && !sherl_check_parameter(graph, "convolution", "bias", bias, 1, outputs)))
         return SHERL_NONE;
     if (activation != SHERL_IDENTITY && activation != SHERL_RELU)
         return sherl_graph_fail(graph, SHERL_INVALID_ARGUMENT, "convolution: activation must be none or relu");
     sherl_space to = fit_space(graph, "convolution", from, window, output);
     if (graph->status) return SHERL_NONE;
-    sherl_op op = {.type = &sherl_convolution_type, .input_count = 1, .inputs = {x}, .parameter_count = 2,
+    sherl_op op = {.type = &sherl_convolution_type,
+                   .input_count = 1,
+                   .inputs = {x},
+                   .parameter_count = 2,
                    .parameters = {weight, bias},
                    .settings.convolution = {.window = window, .activation = activation}};
     return sherl_graph_append(graph, &op, to, outputs, SHERL_SAMPLES, 0, false);
@@ -86,8 +89,12 @@ sherl_value sherl_spatial_guidance(sherl_graph *graph, sherl_value x, sherl_valu
                                    sherl_parameter weight, sherl_parameter bias, sherl_parameter gate,
                                    const sherl_spatial_settings *settings) {
     if (!check_spatial(graph, x, guide, weight, bias, settings)) return SHERL_NONE;
-    sherl_op op = {.type = &sherl_spatial_guidance_type, .input_count = 2, .inputs = {x, guide}, .parameter_count = 3,
-                   .parameters = {weight, bias, gate}, .settings.spatial = *settings};
+    sherl_op op = {.type = &sherl_spatial_guidance_type,
+                   .input_count = 2,
+                   .inputs = {x, guide},
+                   .parameter_count = 3,
+                   .parameters = {weight, bias, gate},
+                   .settings.spatial = *settings};
     if (settings->base == SHERL_BASE_POSITION) {
         if (!sherl_check_value(graph, "spatial guidance", "position", position, true) ||
             !sherl_check_same_rows(graph, "spatial guidance", guide, position))
@@ -95,8 +102,8 @@ sherl_value sherl_spatial_guidance(sherl_graph *graph, sherl_value x, sherl_valu
         op.inputs[op.input_count++] = position;
     }
     if (gate != SHERL_NONE) {
-        size_t gates = gate < sherl_parameters_count(graph->parameters)
-                           ? sherl_parameters_columns(graph->parameters, gate) : 0;
+        size_t gates =
+            gate < sherl_parameters_count(graph->parameters) ? sherl_parameters_columns(graph->parameters, gate) : 0;
         if (settings->index >= gates || sherl_parameters_rows(graph->parameters, gate) != 1)
             return sherl_graph_fail(graph, SHERL_SHAPE_MISMATCH, "spatial guidance: gate must be 1 x more than %zu",
                                     settings->index);

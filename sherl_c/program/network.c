@@ -60,8 +60,8 @@ sherl_status sherl_network_add_input(sherl_network *network, sherl_input_info in
 }
 
 sherl_status sherl_network_add_op(sherl_network *network, const sherl_op *op) {
-    sherl_status status = sherl_grow(network->context, &network->ops, &network->op_capacity, network->op_count + 1,
-                                     sizeof *network->ops);
+    sherl_status status =
+        sherl_grow(network->context, &network->ops, &network->op_capacity, network->op_count + 1, sizeof *network->ops);
     if (status) return status;
     network->ops[network->op_count++] = *op;
     return SHERL_OK;

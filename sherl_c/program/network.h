@@ -26,12 +26,12 @@ typedef struct sherl_fit {
 typedef struct sherl_value_info {
     sherl_space space;
     size_t channels;
-    bool integer;         /* int32 elements instead of reals */
-    uint32_t input;       /* number of the declared input that it is, or SHERL_NONE for the output of an op */
-    bool selected;        /* of an input: one row of each sample is loaded (space SHERL_SAMPLES), that of `selection` */
+    bool integer;   /* int32 elements instead of reals */
+    uint32_t input; /* number of the declared input that it is, or SHERL_NONE for the output of an op */
+    bool selected;  /* of an input: one row of each sample is loaded (space SHERL_SAMPLES), that of `selection` */
     uint32_t selection;
-    bool saved;           /* belongs to an op (statistics) and is no operand */
-    bool has_gradient;    /* set by the needs-gradient pass */
+    bool saved;        /* belongs to an op (statistics) and is no operand */
+    bool has_gradient; /* set by the needs-gradient pass */
 } sherl_value_info;
 
 typedef struct sherl_input_info {
@@ -55,11 +55,11 @@ typedef struct sherl_network {
     sherl_value *outputs;
     sherl_selection *selections; /* number 0 is the first row of any space; a graph begins with it */
     sherl_space_info *spaces;
-    sherl_fit *fits;          /* in an order in which heights and widths can be derived */
+    sherl_fit *fits; /* in an order in which heights and widths can be derived */
     size_t space_count, fit_count, value_count, input_count, op_count, output_count, selection_count;
     size_t space_capacity, fit_capacity, value_capacity, input_capacity, op_capacity, output_capacity;
     size_t selection_capacity;
-    sherl_value loss;         /* or SHERL_NONE */
+    sherl_value loss; /* or SHERL_NONE */
 } sherl_network;
 
 void sherl_network_release(sherl_network *network);

@@ -121,8 +121,12 @@ sherl_status sherl_parameters_add(sherl_parameters *parameters, const char *name
                                   sherl_role role, sherl_initializer initializer, const sherl_real *frozen,
                                   sherl_parameter *parameter) {
     bool is_vector = rows == SHERL_VECTOR;
-    sherl_parameter_entry entry = {.rows = is_vector ? 1 : rows, .columns = columns, .is_vector = is_vector,
-                                   .role = role, .initializer = initializer, .data = frozen};
+    sherl_parameter_entry entry = {.rows = is_vector ? 1 : rows,
+                                   .columns = columns,
+                                   .is_vector = is_vector,
+                                   .role = role,
+                                   .initializer = initializer,
+                                   .data = frozen};
     if (!may_be_added(name, &entry)) return SHERL_INVALID_ARGUMENT;
     entry.name_hash = hash_name(name);
     sherl_parameter present = sherl_parameters_find(parameters, name);
@@ -143,8 +147,8 @@ sherl_status sherl_parameters_pack(sherl_parameters *parameters, sherl_parameter
     uint16_t **place = &entry->packed[transposed];
     size_t depth = transposed ? entry->rows : entry->columns, columns = transposed ? entry->columns : entry->rows;
     if (!*place) { /* at most some rows and columns larger than the float32 matrix, which is there: no overflow */
-        sherl_status status = sherl_allocate_raw(context, sherl_bfloat16_packed_size(depth, columns), sizeof **place,
-                                                 place);
+        sherl_status status =
+            sherl_allocate_raw(context, sherl_bfloat16_packed_size(depth, columns), sizeof **place, place);
         if (status) return status;
         context->kernels->bfloat16_pack(entry->data, depth, columns, transposed ? entry->columns : 1,
                                         transposed ? 1 : entry->columns, *place);

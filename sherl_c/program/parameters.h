@@ -12,7 +12,7 @@ typedef struct sherl_parameter_entry {
     sherl_role role;
     sherl_initializer initializer;
     const sherl_real *data;
-    sherl_real *owned; /* the same memory; NULL for a frozen parameter */
+    sherl_real *owned;   /* the same memory; NULL for a frozen parameter */
     uint16_t *packed[2]; /* of a frozen one in bfloat16, where asked for: for x W^T, for dz W */
 } sherl_parameter_entry;
 

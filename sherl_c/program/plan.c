@@ -53,8 +53,11 @@ static void sort_by_size(const size_t *sizes, uint32_t *order, size_t count) {
 
 /* The most scratch of any op that runs in an arena: wide ones in that of the block. */
 static bool scratch_bytes(const sherl_program *program, const sherl_plan *plan, bool wide, sherl_arena_plan *arena) {
-    sherl_limits limits = {.rows = arena->rows, .longest_segment = plan->longest_segment, .samples = arena->samples,
-                           .value_spaces = program->value_spaces, .value_channels = program->value_channels};
+    sherl_limits limits = {.rows = arena->rows,
+                           .longest_segment = plan->longest_segment,
+                           .samples = arena->samples,
+                           .value_spaces = program->value_spaces,
+                           .value_channels = program->value_channels};
     size_t most = 0, needed;
     for (size_t i = 0; i < program->network.op_count; i++) {
         const sherl_op *op = &program->network.ops[i];
@@ -132,8 +135,8 @@ sherl_status sherl_plan_cover(const sherl_program *program, const sherl_extent *
     sherl_plan grown = {0};
     sherl_status status = widen(program, extent, plan, &grown);
     if (!status) status = place_buffers(program, &grown);
-    if (!status && (!scratch_bytes(program, &grown, false, &grown.tile) ||
-                    !scratch_bytes(program, &grown, true, &grown.block)))
+    if (!status &&
+        (!scratch_bytes(program, &grown, false, &grown.tile) || !scratch_bytes(program, &grown, true, &grown.block)))
         status = SHERL_SIZE_OVERFLOW;
     if (status) {
         sherl_plan_release(program->context, &grown);

@@ -9,9 +9,11 @@ static sherl_status add_buffer(sherl_program *program, sherl_value value, size_t
     if (status) return status;
     const sherl_value_info *info = &program->network.values[value];
     *buffer = (uint32_t)residence->buffer_count;
-    residence->buffers[residence->buffer_count++] =
-        (sherl_buffer){.space = info->space, .channels = info->channels, .element_size = element_size,
-                       .first_step = (uint32_t)step, .last_step = (uint32_t)step};
+    residence->buffers[residence->buffer_count++] = (sherl_buffer){.space = info->space,
+                                                                   .channels = info->channels,
+                                                                   .element_size = element_size,
+                                                                   .first_step = (uint32_t)step,
+                                                                   .last_step = (uint32_t)step};
     return SHERL_OK;
 }
 
@@ -61,8 +63,8 @@ static bool output_replaces_input(const sherl_program *program, const sherl_op *
     const sherl_value_info *from = &program->network.values[input], *to = &program->network.values[op->output];
     for (uint32_t k = 1; k < op->input_count; k++)
         if (op->inputs[k] == input) return false;
-    return from->input == SHERL_NONE && last.step[input] == step && !last.backward[input] &&
-           from->space == to->space && from->channels == to->channels && from->integer == to->integer;
+    return from->input == SHERL_NONE && last.step[input] == step && !last.backward[input] && from->space == to->space &&
+           from->channels == to->channels && from->integer == to->integer;
 }
 
 static sherl_status reside_forward(sherl_program *program, size_t s, last_reads last) {

@@ -8,9 +8,9 @@ typedef struct run {
     sherl_program *program;
     const sherl_batch *batch;
     bool gradient;
-    size_t steps;            /* how many steps of the schedule to run */
+    size_t steps; /* how many steps of the schedule to run */
     sherl_random_key key;
-    size_t block;            /* the current one */
+    size_t block; /* the current one */
     const sherl_stage *stage;
 } run;
 
@@ -46,17 +46,24 @@ static sherl_tile place_tile(const run *run, size_t worker_number, size_t first_
         worker->values[v] = buffer_at(run, worker, buffer, first_sample);
         worker->gradients[v] = buffer_at(run, worker, residence->gradient[v], first_sample);
     }
-    return (sherl_tile){
-        .kernels = program->context->kernels, .first_sample = first_sample, .samples = samples,
-        .offsets = program->shapes.offsets, .grids = program->shapes.grids, .positions = program->positions,
-        .value_spaces = program->value_spaces,
-        .value_channels = program->value_channels,
-        .values = worker->values, .gradients = worker->gradients, .parameters = program->parameter_data,
-        .parameter_rows = program->parameter_rows, .parameter_gradients = worker->parameter_gradients,
-        .mutable_parameters = program->mutable_parameters,
-        .scratch = run->stage->wide ? program->block_arena + program->plan.block.scratch_offset
-                                    : worker->arena + program->plan.tile.scratch_offset,
-        .pool = run->stage->wide ? program->context->pool : NULL, .random_key = run->key};
+    return (sherl_tile){.kernels = program->context->kernels,
+                        .first_sample = first_sample,
+                        .samples = samples,
+                        .offsets = program->shapes.offsets,
+                        .grids = program->shapes.grids,
+                        .positions = program->positions,
+                        .value_spaces = program->value_spaces,
+                        .value_channels = program->value_channels,
+                        .values = worker->values,
+                        .gradients = worker->gradients,
+                        .parameters = program->parameter_data,
+                        .parameter_rows = program->parameter_rows,
+                        .parameter_gradients = worker->parameter_gradients,
+                        .mutable_parameters = program->mutable_parameters,
+                        .scratch = run->stage->wide ? program->block_arena + program->plan.block.scratch_offset
+                                                    : worker->arena + program->plan.tile.scratch_offset,
+                        .pool = run->stage->wide ? program->context->pool : NULL,
+                        .random_key = run->key};
 }
 
 static void enter_lane(const run *run, size_t worker, size_t lane) {
@@ -90,8 +97,7 @@ static sherl_status load_selected_rows(const run *run, const sherl_tile *tile, c
 
 /* Rows that lie in the caller's memory as the core wants them are used where they are, unless later stages, which place
  * their tiles anew, read them too. */
-static sherl_status load(const run *run, const sherl_tile *tile, size_t worker_number, sherl_value value,
-                         size_t step) {
+static sherl_status load(const run *run, const sherl_tile *tile, size_t worker_number, sherl_value value, size_t step) {
     const sherl_program *program = run->program;
     const sherl_value_info *info = &program->network.values[value];
     const sherl_source *source = &run->batch->inputs[info->input];
@@ -186,8 +192,7 @@ static void run_lane(void *state, size_t lane, size_t worker) {
         if (t % tiling->lanes != lane) continue;
         sherl_tile tile = place_tile(run, worker, tiling->bounds[t], tiling->bounds[t + 1] - tiling->bounds[t]);
         sherl_status status = SHERL_OK;
-        for (size_t s = run->stage->first_step; s < end && !status; s++)
-            status = run_step(run, &tile, worker, t, s);
+        for (size_t s = run->stage->first_step; s < end && !status; s++) status = run_step(run, &tile, worker, t, s);
         run->program->tile_status[t] = status;
     }
 }
@@ -250,8 +255,8 @@ static void reduce_parameter(void *state, size_t parameter, size_t worker) {
     (void)worker;
     size_t offset = program->gradient_offsets[parameter];
     if (offset == SIZE_MAX) return;
-    size_t count = program->parameter_rows[parameter] *
-                   sherl_parameters_columns(program->parameters, (sherl_parameter)parameter);
+    size_t count =
+        program->parameter_rows[parameter] * sherl_parameters_columns(program->parameters, (sherl_parameter)parameter);
     for (size_t l = 1; l < program->tiling.lanes; l++)
         program->context->kernels->accumulate(program->lanes[l] + offset, program->lanes[0] + offset, count);
 }
@@ -264,12 +269,13 @@ static sherl_status check_batch(const sherl_program *program, const sherl_batch 
     return SHERL_OK;
 }
 
-static sherl_status run_batch(sherl_program *program, const sherl_batch *batch, bool gradient, bool add,
-                              double *loss) {
+static sherl_status run_batch(sherl_program *program, const sherl_batch *batch, bool gradient, bool add, double *loss) {
     sherl_status status = check_batch(program, batch, gradient);
     if (!status) status = sherl_workspace_prepare(program, batch, gradient);
     if (status) return status;
-    run run = {.program = program, .batch = batch, .gradient = gradient,
+    run run = {.program = program,
+               .batch = batch,
+               .gradient = gradient,
                .steps = gradient ? program->step_count : program->forward_steps,
                .key = sherl_mix_key(batch->seed, batch->step)};
     size_t lanes = program->tiling.lanes;

@@ -30,8 +30,10 @@ static sherl_status fit_grids(sherl_window window, size_t samples, const size_t 
     for (size_t i = 0; i < 2 * samples; i++) {
         size_t places;
         if (!slide(window, from[i], &places)) return SHERL_SHAPE_MISMATCH;
-        if (derived) derived[i] = places;
-        else if (to[i] != places) return SHERL_SHAPE_MISMATCH;
+        if (derived)
+            derived[i] = places;
+        else if (to[i] != places)
+            return SHERL_SHAPE_MISMATCH;
     }
     return SHERL_OK;
 }
@@ -82,8 +84,10 @@ sherl_status sherl_shapes_prepare(const sherl_program *program, size_t samples, 
         bool given = network->spaces[s].kind == SHERL_SPACE_SEGMENTS;
         shapes->offsets[s] = given && offsets ? offsets[s] : NULL;
         shapes->grids[s] = network->spaces[s].kind == SHERL_SPACE_GRID && grids ? grids[s] : NULL;
-        if (given) status = check_offsets(shapes->offsets[s], samples);
-        else if (network->spaces[s].kind == SHERL_SPACE_GRID && !shapes->grids[s]) status = SHERL_INVALID_ARGUMENT;
+        if (given)
+            status = check_offsets(shapes->offsets[s], samples);
+        else if (network->spaces[s].kind == SHERL_SPACE_GRID && !shapes->grids[s])
+            status = SHERL_INVALID_ARGUMENT;
     }
     for (size_t i = 0; i < network->fit_count && !status; i++) {
         sherl_fit fit = network->fits[i];

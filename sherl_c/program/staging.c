@@ -47,8 +47,8 @@ sherl_status sherl_stage_load(const sherl_kernels *kernels, const sherl_source *
                                 source->scales[source_index(source, first_row + r)],
                                 (sherl_real *)destination + r * channels, channels);
         } else {
-            kernels->widen(source->element, source_row(source, first_row + r),
-                           (sherl_real *)destination + r * channels, channels);
+            kernels->widen(source->element, source_row(source, first_row + r), (sherl_real *)destination + r * channels,
+                           channels);
         }
     }
     return SHERL_OK;

@@ -4,8 +4,8 @@
 
 enum {
     LEAST_TILE_ROWS = 64, /* below this, products lose more than a further thread gains */
-    TILES = 8,            /* of a block, at least, where it has the rows: for balance, and so that a tile stays in cache */
-    READ_PIXELS = 64      /* pixels of a stage that is read and pooled at once, for one that is computed */
+    TILES = 8,       /* of a block, at least, where it has the rows: for balance, and so that a tile stays in cache */
+    READ_PIXELS = 64 /* pixels of a stage that is read and pooled at once, for one that is computed */
 };
 
 static size_t share(size_t total, size_t parts) { return total / parts + (total % parts != 0); }
@@ -35,9 +35,7 @@ static size_t sample_rows(const sherl_program *program, const sherl_tiling *tili
 }
 
 /* Rows that a block and a tile aim at: even shares of the batch, within bounds. */
-typedef struct targets {
-    size_t block, tile;
-} targets;
+typedef struct targets { size_t block, tile; } targets;
 
 static targets find_targets(const sherl_program *program, const sherl_cut *cut, const sherl_tiling *tiling,
                             size_t samples, const size_t *const *offsets) {
@@ -101,13 +99,13 @@ static void widen(const sherl_program *program, const size_t *const *offsets, si
     }
 }
 
-sherl_status sherl_tiling_extent(const sherl_program *program, const sherl_tiling *tiling,
-                                 const size_t *const *offsets, sherl_extent *extent) {
+sherl_status sherl_tiling_extent(const sherl_program *program, const sherl_tiling *tiling, const size_t *const *offsets,
+                                 sherl_extent *extent) {
     size_t spaces = program->network.space_count, *arrays;
     sherl_status status = sherl_allocate(program->context, spaces, 3 * sizeof(size_t), &arrays);
     if (status) return status;
-    *extent = (sherl_extent){.tile_rows = arrays, .block_rows = arrays + spaces,
-                             .longest_segment = arrays + 2 * spaces};
+    *extent =
+        (sherl_extent){.tile_rows = arrays, .block_rows = arrays + spaces, .longest_segment = arrays + 2 * spaces};
     for (size_t t = 0; t < tiling->tiles; t++)
         widen(program, offsets, tiling->bounds[t], tiling->bounds[t + 1], extent->tile_rows, &extent->tile_samples);
     for (size_t b = 0; b < tiling->block_count && program->staged; b++)

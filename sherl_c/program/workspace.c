@@ -70,8 +70,7 @@ static sherl_status prepare_tiles(sherl_program *program, const sherl_batch *bat
     program->tile_status = NULL;
     program->tile_capacity = 0;
     status = sherl_allocate(context, program->tiling.tiles, sizeof(double), &program->tile_losses);
-    if (!status)
-        status = sherl_allocate(context, program->tiling.tiles, sizeof(sherl_status), &program->tile_status);
+    if (!status) status = sherl_allocate(context, program->tiling.tiles, sizeof(sherl_status), &program->tile_status);
     if (!status) program->tile_capacity = program->tiling.tiles;
     return status;
 }
@@ -151,8 +150,7 @@ static sherl_status prepare_worker(const sherl_program *program, sherl_worker *w
     if (!status && !worker->gradients)
         status = sherl_allocate(context, values, sizeof(sherl_real *), &worker->gradients);
     if (!status && !worker->parameter_gradients)
-        status = sherl_allocate(context, program->parameter_count, sizeof(sherl_real *),
-                                &worker->parameter_gradients);
+        status = sherl_allocate(context, program->parameter_count, sizeof(sherl_real *), &worker->parameter_gradients);
     if (!status) status = prepare_arena(program, program->plan.tile.bytes, &worker->arena, &worker->arena_bytes);
     return status;
 }
@@ -160,8 +158,8 @@ static sherl_status prepare_worker(const sherl_program *program, sherl_worker *w
 static sherl_status prepare_workers(sherl_program *program) {
     size_t threads = sherl_context_threads(program->context);
     size_t needed = threads < program->tiling.lanes ? threads : program->tiling.lanes;
-    sherl_status status = sherl_grow(program->context, &program->workers, &program->worker_count, needed,
-                                     sizeof *program->workers);
+    sherl_status status =
+        sherl_grow(program->context, &program->workers, &program->worker_count, needed, sizeof *program->workers);
     for (size_t w = 0; w < needed && !status; w++) status = prepare_worker(program, &program->workers[w]);
     if (!status)
         status = prepare_arena(program, program->plan.block.bytes, &program->block_arena, &program->block_arena_bytes);
@@ -179,8 +177,7 @@ static sherl_status prepare_lanes(sherl_program *program) {
 }
 
 sherl_status sherl_workspace_prepare(sherl_program *program, const sherl_batch *batch, bool gradient) {
-    sherl_status status =
-        sherl_shapes_prepare(program, batch->samples, batch->offsets, batch->grids, &program->shapes);
+    sherl_status status = sherl_shapes_prepare(program, batch->samples, batch->offsets, batch->grids, &program->shapes);
     if (!status) status = prepare_positions(program, batch);
     if (!status) status = prepare_tiles(program, batch);
     if (!status) status = prepare_plan(program);

@@ -17,13 +17,11 @@ double sherl_learning_rate(const sherl_training_settings *settings, uint64_t ste
     if (step < settings->warmup_steps) return rate * ((double)(step + 1) / (double)settings->warmup_steps);
     switch (settings->schedule) {
     case SHERL_SCHEDULE_LINEAR:
-    case SHERL_SCHEDULE_COSINE:
-        return rate * remaining(settings, step);
+    case SHERL_SCHEDULE_COSINE: return rate * remaining(settings, step);
     case SHERL_SCHEDULE_STEP:
         return settings->step_every ? rate * pow(settings->step_factor, (double)(step / settings->step_every)) : rate;
     case SHERL_SCHEDULE_CONSTANT:
-    case SHERL_SCHEDULE_COUNT:
-        break;
+    case SHERL_SCHEDULE_COUNT: break;
     }
     return rate;
 }

@@ -18,13 +18,13 @@ typedef struct chunk {
 struct sherl_trainer {
     sherl_program *program;
     sherl_training_settings settings;
-    size_t *offsets;        /* by parameter, into the moments; SIZE_MAX: not trained */
+    size_t *offsets; /* by parameter, into the moments; SIZE_MAX: not trained */
     size_t moment_reals;
     sherl_real *moments[2]; /* flat; NULL where the optimizer has none */
     chunk *chunks;
     size_t chunk_count;
     uint64_t steps;
-    bool waiting; /* gradients */
+    bool waiting;       /* gradients */
     sherl_real *states; /* SHERL_STATE parameters as they were before those gradients, one after the other */
     size_t state_reals;
     bool states_kept;
@@ -37,16 +37,13 @@ static bool is_decay_rate(double number) { return number >= 0 && number < 1; }
 static bool are_valid(const sherl_training_settings *settings) {
     bool valid = is_rate(settings->learning_rate) && is_rate(settings->weight_decay) && is_rate(settings->clip_norm);
     switch (settings->optimizer) {
-    case SHERL_SGD:
-        valid = valid && is_decay_rate(settings->momentum);
-        break;
+    case SHERL_SGD: valid = valid && is_decay_rate(settings->momentum); break;
     case SHERL_ADAM:
     case SHERL_ADAMW: /* without eps, a weight whose gradient is zero would become 0 / 0 */
         valid = valid && is_decay_rate(settings->beta1) && is_decay_rate(settings->beta2) && is_rate(settings->eps) &&
                 (sherl_real)settings->eps > 0;
         break;
-    default:
-        return false;
+    default: return false;
     }
     switch (settings->schedule) {
     case SHERL_SCHEDULE_CONSTANT: return valid;
@@ -127,15 +124,19 @@ static sherl_status make_chunks(sherl_trainer *trainer, const bool *no_decay) {
         double decay = no_decay && no_decay[p] ? 0 : trainer->settings.weight_decay;
         for (size_t start = 0; start < size; start += CHUNK_REALS) {
             size_t length = size - start < CHUNK_REALS ? size - start : CHUNK_REALS;
-            *next++ = (chunk){.parameter = p, .start = start, .count = length, .weight_decay = decay,
-                              .learning_rate_factor = 1, .weight_decay_factor = 1};
+            *next++ = (chunk){.parameter = p,
+                              .start = start,
+                              .count = length,
+                              .weight_decay = decay,
+                              .learning_rate_factor = 1,
+                              .weight_decay_factor = 1};
         }
     }
     return SHERL_OK;
 }
 
-sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings,
-                                  const bool *trained, const bool *no_decay, sherl_trainer **trainer) {
+sherl_status sherl_trainer_create(sherl_program *program, const sherl_training_settings *settings, const bool *trained,
+                                  const bool *no_decay, sherl_trainer **trainer) {
     if (!program || !settings || !trainer || !program->gradient || !are_valid(settings)) return SHERL_INVALID_ARGUMENT;
     const sherl_context *context = sherl_program_context(program);
     sherl_trainer *made;
@@ -226,9 +227,8 @@ static void move_weights(void *state, size_t task, size_t worker) {
                      learning_rate, weight_decay, settings->momentum);
     } else {
         kernels->adam(weights, chunk_gradient(trainer, piece), moments[0], moments[1], piece->count,
-                      update->gradient_scale, learning_rate, weight_decay, settings->beta1,
-                      settings->beta2, settings->eps, update->correction1, update->correction2,
-                      settings->optimizer == SHERL_ADAMW);
+                      update->gradient_scale, learning_rate, weight_decay, settings->beta1, settings->beta2,
+                      settings->eps, update->correction1, update->correction2, settings->optimizer == SHERL_ADAMW);
     }
 }
 

@@ -23,9 +23,7 @@ static void check(bool holds, const char *what) {
 }
 
 /* An allocator that counts what is live and refuses once its allowance is used up. */
-typedef struct meter {
-    size_t allowance, live;
-} meter;
+typedef struct meter { size_t allowance, live; } meter;
 
 static void *metered_allocate(void *state, size_t bytes) {
     meter *self = state;
@@ -41,9 +39,7 @@ static void metered_release(void *state, void *memory) {
     sherl_default_allocator.release(NULL, memory);
 }
 
-static sherl_allocator metered(meter *state) {
-    return (sherl_allocator){metered_allocate, metered_release, state};
-}
+static sherl_allocator metered(meter *state) { return (sherl_allocator){metered_allocate, metered_release, state}; }
 
 static void test_statuses(void) {
     for (int status = 0; status < SHERL_STATUS_COUNT; status++) {
@@ -104,11 +100,17 @@ static void test_memory(const sherl_context *context) {
 
 /* Known answers of Philox4x32-10, from the test vectors of Random123. */
 static void test_philox(void) {
-    static const struct { sherl_random_block counter; sherl_random_key key; sherl_random_block answer; } known[] = {
+    static const struct {
+        sherl_random_block counter;
+        sherl_random_key key;
+        sherl_random_block answer;
+    } known[] = {
         {{{0, 0, 0, 0}}, {{0, 0}}, {{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}}},
-        {{{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}}, {{0xffffffff, 0xffffffff}},
+        {{{0xffffffff, 0xffffffff, 0xffffffff, 0xffffffff}},
+         {{0xffffffff, 0xffffffff}},
          {{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}},
-        {{{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}}, {{0xa4093822, 0x299f31d0}},
+        {{{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}},
+         {{0xa4093822, 0x299f31d0}},
          {{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}}},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
@@ -146,9 +148,7 @@ static double seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static void empty_task(void *state, size_t task, size_t worker) {
-    (void)state, (void)task, (void)worker;
-}
+static void empty_task(void *state, size_t task, size_t worker) { (void)state, (void)task, (void)worker; }
 
 static void *run_many(void *state) {
     bool right = true;
@@ -384,12 +384,14 @@ static void test_parameters(sherl_context *context) {
     const sherl_real frozen[6] = {1, 2, 3, 4, 5, 6};
     sherl_parameter bias, weight, state, found;
     check(sherl_parameters_add(store, "bias", SHERL_VECTOR, 3, SHERL_TRAINABLE, SHERL_INIT_ONES, NULL, &bias) ==
-              SHERL_OK, "a vector is added");
+              SHERL_OK,
+          "a vector is added");
     const sherl_real *bias_data = sherl_parameters_data(store, bias);
     check(sherl_parameters_add(store, "weight", 2, 3, SHERL_FROZEN, SHERL_INIT_ZEROS, frozen, &weight) == SHERL_OK,
           "a frozen matrix is added");
     check(sherl_parameters_add(store, "running", SHERL_VECTOR, 2, SHERL_STATE, SHERL_INIT_ONES, NULL, &state) ==
-              SHERL_OK, "a state is added");
+              SHERL_OK,
+          "a state is added");
     for (int i = 0; i < 50; i++) {
         char name[24];
         snprintf(name, sizeof name, "more.%d", i);
@@ -411,13 +413,17 @@ static void test_parameters(sherl_context *context) {
 
     found = SHERL_NONE;
     check(sherl_parameters_add(store, "weight", 2, 3, SHERL_FROZEN, SHERL_INIT_ZEROS, frozen, &found) == SHERL_OK &&
-              found == weight, "the same parameter is found again");
+              found == weight,
+          "the same parameter is found again");
     check(sherl_parameters_add(store, "weight", 3, 2, SHERL_FROZEN, SHERL_INIT_ZEROS, frozen, &found) ==
-              SHERL_SHAPE_MISMATCH, "another shape is refused");
+              SHERL_SHAPE_MISMATCH,
+          "another shape is refused");
     check(sherl_parameters_add(store, "weight", 2, 3, SHERL_FROZEN, SHERL_INIT_ZEROS, frozen + 1, &found) ==
-              SHERL_SHAPE_MISMATCH, "other data is refused");
+              SHERL_SHAPE_MISMATCH,
+          "other data is refused");
     check(sherl_parameters_add(store, "bias", 1, 3, SHERL_TRAINABLE, SHERL_INIT_ONES, NULL, &found) ==
-              SHERL_SHAPE_MISMATCH, "a matrix of one row is no vector");
+              SHERL_SHAPE_MISMATCH,
+          "a matrix of one row is no vector");
 
     char name[257];
     memset(name, 'n', 256);
@@ -436,7 +442,8 @@ static void test_parameters(sherl_context *context) {
     check(sherl_parameters_add(store, "a", 1, 1, SHERL_STATE, SHERL_INIT_NORMAL, NULL, &found) == invalid,
           "a state is not drawn");
     check(sherl_parameters_add(store, "a", SIZE_MAX / 2, 3, SHERL_TRAINABLE, SHERL_INIT_ZEROS, NULL, &found) ==
-              SHERL_SIZE_OVERFLOW, "a size that overflows is refused");
+              SHERL_SIZE_OVERFLOW,
+          "a size that overflows is refused");
     check(sherl_parameters_find(store, "a") == SHERL_NONE, "what was refused is not there");
     sherl_parameters_destroy(store);
     sherl_parameters_destroy(NULL);

@@ -9,10 +9,10 @@ enum { TAPS = 3, CHANNELS = 16, HIDDEN = 8, CLASSES = 2, SAMPLES = 40, LONGEST =
 
 /* [data] */
 typedef struct texts {
-    size_t offsets[SAMPLES + 1];                     /* sample i has the rows offsets[i] … offsets[i + 1] - 1 */
-    float taps[TAPS][SAMPLES * LONGEST * CHANNELS];  /* the hidden states, one row a token; no padding */
+    size_t offsets[SAMPLES + 1];                    /* sample i has the rows offsets[i] … offsets[i + 1] - 1 */
+    float taps[TAPS][SAMPLES * LONGEST * CHANNELS]; /* the hidden states, one row a token; no padding */
     int32_t labels[SAMPLES];
-    float weights[SAMPLES];                          /* by what each sample's loss counts: the mean over all */
+    float weights[SAMPLES]; /* by what each sample's loss counts: the mean over all */
 } texts;
 
 /* Noise, but for the first row of each sample, in which the second tap tells the label. */
@@ -41,9 +41,15 @@ static void build(sherl_graph *graph) {
     sherl_value labels = sherl_graph_indices(graph, "labels", SHERL_SAMPLES);
     sherl_value weights = sherl_graph_input(graph, "weights", SHERL_SAMPLES, 1, false);
 
-    sherl_mtsa_settings adapter = {.hidden = HIDDEN, .out_features = CHANNELS, .down = SHERL_DOWN_LAYER_NORM,
-                                   .guidance = SHERL_GUIDANCE_TOKEN, .up_norm = SHERL_NORM_LAYER, .eps = 1e-8,
-                                   .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .gate_temperature = 0.1};
+    sherl_mtsa_settings adapter = {.hidden = HIDDEN,
+                                   .out_features = CHANNELS,
+                                   .down = SHERL_DOWN_LAYER_NORM,
+                                   .guidance = SHERL_GUIDANCE_TOKEN,
+                                   .up_norm = SHERL_NORM_LAYER,
+                                   .eps = 1e-8,
+                                   .down_norm_eps = 1e-5,
+                                   .up_norm_eps = 1e-12,
+                                   .gate_temperature = 0.1};
     sherl_value x = sherl_mtsa(graph, "early.", taps, TAPS, taps[TAPS - 1], &adapter);
     /* Frozen late layers would come here: sherl_transformer_layer(graph, "late.0.", …). */
     sherl_head_settings head = {.outputs = CLASSES, .pooling = SHERL_POOL_FIRST};
@@ -62,9 +68,15 @@ typedef struct network {
 
 static sherl_status make_network(network *made) {
     sherl_graph *graph = NULL;
-    sherl_training_settings settings = {.optimizer = SHERL_ADAMW, .learning_rate = 0.01, .beta1 = 0.9, .beta2 = 0.999,
-                                        .eps = 1e-8, .clip_norm = 1, .schedule = SHERL_SCHEDULE_LINEAR,
-                                        .warmup_steps = 5, .total_steps = STEPS};
+    sherl_training_settings settings = {.optimizer = SHERL_ADAMW,
+                                        .learning_rate = 0.01,
+                                        .beta1 = 0.9,
+                                        .beta2 = 0.999,
+                                        .eps = 1e-8,
+                                        .clip_norm = 1,
+                                        .schedule = SHERL_SCHEDULE_LINEAR,
+                                        .warmup_steps = 5,
+                                        .total_steps = STEPS};
     sherl_status status = sherl_context_create(NULL, 0, &made->context); /* malloc, all processors */
     if (!status) status = sherl_parameters_create(made->context, &made->parameters);
     if (!status) status = sherl_graph_create(made->context, made->parameters, true, &graph);
@@ -99,8 +111,8 @@ int main(void) {
 
     sherl_source inputs[TAPS + 2];
     for (int i = 0; i < TAPS; i++) {
-        inputs[i] = (sherl_source){.data = data.taps[i], .element = SHERL_FLOAT32,
-                                   .row_stride = CHANNELS * sizeof(float)};
+        inputs[i] =
+            (sherl_source){.data = data.taps[i], .element = SHERL_FLOAT32, .row_stride = CHANNELS * sizeof(float)};
     }
     inputs[TAPS] = (sherl_source){.data = data.labels, .element = SHERL_INT32, .row_stride = sizeof(int32_t)};
     inputs[TAPS + 1] = (sherl_source){.data = data.weights, .element = SHERL_FLOAT32, .row_stride = sizeof(float)};
@@ -113,8 +125,10 @@ int main(void) {
     if (!status) status = sherl_program_forward(made.program, &batch, NULL);
     int right = 0;
     for (int i = 0; i < SAMPLES; i++) right += (logits[2 * i] < logits[2 * i + 1]) == (data.labels[i] == 1);
-    if (status) fprintf(stderr, "%s\n", sherl_status_text(status));
-    else printf("%d of %d right\n", right, SAMPLES);
+    if (status)
+        fprintf(stderr, "%s\n", sherl_status_text(status));
+    else
+        printf("%d of %d right\n", right, SAMPLES);
 
     sherl_trainer_destroy(made.trainer);
     sherl_program_destroy(made.program);

@@ -21,9 +21,7 @@ static void check(bool holds, const char *what) {
 
 /* ---- An allocator whose n-th allocation fails ---- */
 
-typedef struct meter {
-    size_t made, live, failing;
-} meter;
+typedef struct meter { size_t made, live, failing; } meter;
 
 static void *metered_allocate(void *state, size_t bytes) {
     meter *self = state;
@@ -80,7 +78,9 @@ static void make_data(data *made) {
     }
     made->inputs[TAPS] = (sherl_source){.data = made->labels, .element = SHERL_INT32, .row_stride = sizeof(int32_t)};
     made->inputs[TAPS + 1] = (sherl_source){.data = made->weights, .element = real, .row_stride = sizeof(sherl_real)};
-    made->batch = (sherl_batch){.samples = SAMPLES, .offsets = made->offsets_by_space, .grids = made->grids_by_space,
+    made->batch = (sherl_batch){.samples = SAMPLES,
+                                .offsets = made->offsets_by_space,
+                                .grids = made->grids_by_space,
                                 .inputs = made->inputs};
 }
 
@@ -112,14 +112,21 @@ static void build_graph(sherl_graph *graph, const bottleneck *frozen) {
         taps[i] = sherl_graph_input(graph, "tap", sherl_graph_grid(graph, "pixels"), CHANNELS, false);
     sherl_value labels = sherl_graph_indices(graph, "labels", SHERL_SAMPLES);
     sherl_value weights = sherl_graph_input(graph, "weights", SHERL_SAMPLES, 1, false);
-    sherl_mtsa_settings mtsa = {.hidden = HIDDEN, .out_features = CHANNELS, .down = SHERL_DOWN_BATCH_NORM,
-                                .up_norm = SHERL_NORM_BATCH, .eps = 1e-8, .down_norm_eps = 1e-5,
-                                .up_norm_eps = 1e-5, .momentum = 0.1, .gate_temperature = 0.1, .windows = windows,
+    sherl_mtsa_settings mtsa = {.hidden = HIDDEN,
+                                .out_features = CHANNELS,
+                                .down = SHERL_DOWN_BATCH_NORM,
+                                .up_norm = SHERL_NORM_BATCH,
+                                .eps = 1e-8,
+                                .down_norm_eps = 1e-5,
+                                .up_norm_eps = 1e-5,
+                                .momentum = 0.1,
+                                .gate_temperature = 0.1,
+                                .windows = windows,
                                 .position = SHERL_NONE};
     sherl_value x = sherl_mtsa(graph, "early.", taps, TAPS, taps[TAPS - 1], &mtsa);
     const sherl_real *zeros = frozen->zeros;
-    sherl_bottleneck_weights block = {frozen->reduce, zeros, frozen->window, zeros, frozen->expand, zeros,
-                                      frozen->shortcut, zeros};
+    sherl_bottleneck_weights block = {frozen->reduce, zeros, frozen->window,   zeros,
+                                      frozen->expand, zeros, frozen->shortcut, zeros};
     sherl_bottleneck_settings settings = {.width = WIDTH, .out_features = 2 * CHANNELS, .stride = 2};
     x = sherl_bottleneck(graph, "late.0.", x, &block, &settings);
     sherl_head_settings head = {.outputs = CLASSES, .pooling = SHERL_POOL_MEAN};
@@ -136,8 +143,8 @@ typedef struct model {
 
 static sherl_status build(model *built, const sherl_allocator *allocator, size_t threads, const bottleneck *frozen) {
     sherl_graph *graph = NULL;
-    sherl_training_settings settings = {.optimizer = SHERL_ADAMW, .learning_rate = 0.03, .beta1 = 0.9, .beta2 = 0.999,
-                                        .eps = 1e-8};
+    sherl_training_settings settings = {
+        .optimizer = SHERL_ADAMW, .learning_rate = 0.03, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
     *built = (model){0};
     sherl_status status = sherl_context_create(allocator, threads, &built->context);
     if (!status) status = sherl_parameters_create(built->context, &built->parameters);
@@ -265,8 +272,7 @@ int main(void) {
     make_data(&made);
     make_bottleneck(&frozen);
     double loss = train(1, &made, &frozen, one);
-    check(train(3, &made, &frozen, three) == loss && memcmp(one, three, sizeof one) == 0,
-          "threads change no bit");
+    check(train(3, &made, &frozen, three) == loss && memcmp(one, three, sizeof one) == 0, "threads change no bit");
     test_refusals(&made, &frozen);
     test_memory(&made, &frozen);
     return failures != 0;

@@ -71,10 +71,12 @@ static void make_data(data *made) {
         for (size_t i = 0; i < SAMPLES; i++) {
             made->taps[tap][made->offsets[i] * CHANNELS + tap] += made->labels[i] ? 1.5f : -1.5f;
         }
-        made->inputs[tap] = (sherl_source){.data = made->taps[tap], .element = SHERL_FLOAT32, .row_stride = CHANNELS * sizeof(float)};
+        made->inputs[tap] =
+            (sherl_source){.data = made->taps[tap], .element = SHERL_FLOAT32, .row_stride = CHANNELS * sizeof(float)};
     }
     made->inputs[TAPS] = (sherl_source){.data = made->labels, .element = SHERL_INT32, .row_stride = sizeof(int32_t)};
-    made->inputs[TAPS + 1] = (sherl_source){.data = made->weights, .element = SHERL_FLOAT32, .row_stride = sizeof(float)};
+    made->inputs[TAPS + 1] =
+        (sherl_source){.data = made->weights, .element = SHERL_FLOAT32, .row_stride = sizeof(float)};
     made->offsets_by_space[0] = NULL;
     made->offsets_by_space[1] = made->offsets;
     made->batch = (sherl_batch){.samples = SAMPLES, .offsets = made->offsets_by_space, .inputs = made->inputs};
@@ -115,22 +117,37 @@ static void build_graph(sherl_graph *graph, const backbone *frozen) {
     sherl_value labels = sherl_graph_indices(graph, "labels", SHERL_SAMPLES);
     sherl_value weights = sherl_graph_input(graph, "weights", SHERL_SAMPLES, 1, false);
 
-    sherl_mtsa_settings mtsa = {.hidden = HIDDEN, .out_features = CHANNELS, .down = SHERL_DOWN_LAYER_NORM,
-                                .guidance = SHERL_GUIDANCE_TOKEN, .up_norm = SHERL_NORM_LAYER, .eps = 1e-8,
-                                .down_norm_eps = 1e-5, .up_norm_eps = 1e-12, .gate_temperature = 0.1};
+    sherl_mtsa_settings mtsa = {.hidden = HIDDEN,
+                                .out_features = CHANNELS,
+                                .down = SHERL_DOWN_LAYER_NORM,
+                                .guidance = SHERL_GUIDANCE_TOKEN,
+                                .up_norm = SHERL_NORM_LAYER,
+                                .eps = 1e-8,
+                                .down_norm_eps = 1e-5,
+                                .up_norm_eps = 1e-12,
+                                .gate_temperature = 0.1};
     sherl_value x = sherl_mtsa(graph, "early.", taps, TAPS, taps[TAPS - 1], &mtsa);
 
     sherl_transformer_weights layer = {0};
     if (frozen) {
         const sherl_real *zeros = frozen->zeros, *ones = frozen->ones;
-        layer = (sherl_transformer_weights){
-            .query = {frozen->square[0], zeros}, .key = {frozen->square[1], zeros}, .value = {frozen->square[2], zeros},
-            .output = {frozen->square[3], zeros}, .attention_norm = {ones, zeros}, .up = {frozen->up, zeros},
-            .down = {frozen->down, zeros}, .feed_forward_norm = {ones, zeros}};
+        layer = (sherl_transformer_weights){.query = {frozen->square[0], zeros},
+                                            .key = {frozen->square[1], zeros},
+                                            .value = {frozen->square[2], zeros},
+                                            .output = {frozen->square[3], zeros},
+                                            .attention_norm = {ones, zeros},
+                                            .up = {frozen->up, zeros},
+                                            .down = {frozen->down, zeros},
+                                            .feed_forward_norm = {ones, zeros}};
     }
-    sherl_transformer_settings transformer = {.heads = 2, .intermediate = INTERMEDIATE,
-                                              .activation = SHERL_GELU_ERF, .eps = 1e-12, .query_bias = true,
-                                              .output_bias = true, .feed_forward_bias = true, .norm_bias = true,
+    sherl_transformer_settings transformer = {.heads = 2,
+                                              .intermediate = INTERMEDIATE,
+                                              .activation = SHERL_GELU_ERF,
+                                              .eps = 1e-12,
+                                              .query_bias = true,
+                                              .output_bias = true,
+                                              .feed_forward_bias = true,
+                                              .norm_bias = true,
                                               .frozen = frozen != NULL};
     sherl_transformer_inputs inputs = {x, SHERL_NONE, SHERL_NONE, SHERL_NONE};
     x = sherl_transformer_layer(graph, "late.0.", &inputs, &layer, &transformer);
@@ -143,9 +160,15 @@ static void build_graph(sherl_graph *graph, const backbone *frozen) {
 
 static sherl_status build(model *built, const sherl_allocator *allocator, size_t threads, const backbone *frozen) {
     sherl_graph *graph = NULL;
-    sherl_training_settings settings = {.optimizer = SHERL_ADAMW, .learning_rate = 0.02, .weight_decay = 0.01,
-                                        .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip_norm = 1,
-                                        .schedule = SHERL_SCHEDULE_COSINE, .warmup_steps = 3,
+    sherl_training_settings settings = {.optimizer = SHERL_ADAMW,
+                                        .learning_rate = 0.02,
+                                        .weight_decay = 0.01,
+                                        .beta1 = 0.9,
+                                        .beta2 = 0.999,
+                                        .eps = 1e-8,
+                                        .clip_norm = 1,
+                                        .schedule = SHERL_SCHEDULE_COSINE,
+                                        .warmup_steps = 3,
                                         .total_steps = STEPS};
     *built = (model){0};
     sherl_status status = sherl_context_create(allocator, threads, &built->context);
@@ -276,8 +299,8 @@ static void test_refusals(data *made) {
 static void test_settings(void) {
     model built;
     check(build(&built, NULL, 1, NULL) == SHERL_OK, "a model is built");
-    const sherl_training_settings good = {.optimizer = SHERL_ADAM, .learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.99,
-                                          .eps = 1e-8};
+    const sherl_training_settings good = {
+        .optimizer = SHERL_ADAM, .learning_rate = 0.1, .beta1 = 0.9, .beta2 = 0.99, .eps = 1e-8};
     sherl_training_settings bad[12];
     for (int i = 0; i < 12; i++) bad[i] = good;
     bad[0].learning_rate = -1;

@@ -9,12 +9,12 @@
 #include <string.h>
 
 enum {
-    LANES = 16,                                   /* floats of a vector */
-    PANEL = SHERL_BFLOAT16_PANEL,                 /* columns of a panel of packed weights */
+    LANES = 16,                   /* floats of a vector */
+    PANEL = SHERL_BFLOAT16_PANEL, /* columns of a panel of packed weights */
     VECTORS = PANEL / LANES,
-    MOST_ROWS = 6,                                /* whose sums the registers hold */
-    DEPTH = SHERL_BFLOAT16_DEPTH,                 /* of a piece of a panel that stays in the first-level cache */
-    ROW_BLOCK = SHERL_BFLOAT16_ROWS               /* rows whose piece of that depth stays in the second-level cache */
+    MOST_ROWS = 6,                  /* whose sums the registers hold */
+    DEPTH = SHERL_BFLOAT16_DEPTH,   /* of a piece of a panel that stays in the first-level cache */
+    ROW_BLOCK = SHERL_BFLOAT16_ROWS /* rows whose piece of that depth stays in the second-level cache */
 };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))

@@ -1,7 +1,10 @@
 /* Rows of the caller's element types to reals and back, rounding to the nearest even. */
 #include "names.h"
 
-typedef union float_bits { float value; uint32_t bits; } float_bits;
+typedef union float_bits {
+    float value;
+    uint32_t bits;
+} float_bits;
 
 /* ---- float16: 1 sign, 5 exponent, 10 fraction bits --------------------------------------------------------------- */
 

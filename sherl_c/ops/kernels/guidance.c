@@ -23,7 +23,7 @@ typedef struct row_terms {
     sherl_real *scores;             /* w . (x_i * e) + b */
     sherl_real *shares;             /* a_i; for the guide, its coefficient in y */
     sherl_real *dshares, *dscores, *dredundancy;
-    sherl_real inverse_total;       /* 1 / (sum_j |t_j| + eps) */
+    sherl_real inverse_total; /* 1 / (sum_j |t_j| + eps) */
 } row_terms;
 
 static row_terms lay_out(sherl_real *scratch, size_t count) {
@@ -219,8 +219,7 @@ void SHERL_KERNEL(guidance_backward)(const sherl_real *const *features, size_t c
                 if (dfeatures[i] == NULL) continue;
                 const sherl_real share = terms.shares[i], dscore = terms.dscores[i];
                 weighted_sum(features, terms.cosines + i * shallow, shallow, at, width, sum);
-                for (size_t c = 0; c < width; c++)
-                    sum[c] += share * dy[at + c] + dscore * weight[from + c] * guide[c];
+                for (size_t c = 0; c < width; c++) sum[c] += share * dy[at + c] + dscore * weight[from + c] * guide[c];
                 store(sum, width, accumulate[i], dfeatures[i] + at);
             }
             /* score_i = w . (x_i * e) + b: dw = sum_i dscore_i x_i * e, de = sum_i dscore_i x_i * w (+ dy) */
@@ -228,8 +227,7 @@ void SHERL_KERNEL(guidance_backward)(const sherl_real *const *features, size_t c
             if (dweight != NULL)
                 for (size_t c = 0; c < width; c++) dweight[from + c] += sum[c] * guide[c];
             if (dfeatures[shallow] == NULL) continue;
-            for (size_t c = 0; c < width; c++)
-                sum[c] = sum[c] * weight[from + c] + (add_guide ? dy[at + c] : 0);
+            for (size_t c = 0; c < width; c++) sum[c] = sum[c] * weight[from + c] + (add_guide ? dy[at + c] : 0);
             store(sum, width, accumulate[shallow], dfeatures[shallow] + at);
         }
         if (dbias != NULL) /* db = sum_i dscore_i */

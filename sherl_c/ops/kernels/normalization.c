@@ -102,7 +102,8 @@ void SHERL_KERNEL(layer_norm_backward)(const sherl_real *x, const sherl_real *we
                                        size_t rows, size_t channels, bool accumulate) {
     for (size_t row = 0; row < rows; row += 4) { /* a few rows, which then are in the nearest cache for all three */
         size_t block = rows - row < 4 ? rows - row : 4, at = row * channels;
-        if (dweight != NULL) layer_norm_weight_backward(x + at, statistics + 2 * row, dy + at, dweight, block, channels);
+        if (dweight != NULL)
+            layer_norm_weight_backward(x + at, statistics + 2 * row, dy + at, dweight, block, channels);
         if (dbias != NULL) SHERL_KERNEL(add_column_sums)(dy + at, dbias, block, channels);
         for (size_t r = row; dx != NULL && r < row + block; r++)
             layer_norm_row_backward(x + r * channels, weight, statistics + 2 * r, dy + r * channels, dx + r * channels,

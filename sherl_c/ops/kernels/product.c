@@ -14,15 +14,16 @@ enum { PACK_ROWS = 48 /* rows from which packing a transposed panel pays */ };
 enum { VECTOR_BYTES = 32, SUMS = 12, WIDEST = 3 };
 enum {
     PACK_ROWS = 12,
-    COPY_ROWS = 16,       /* rows from which copying panels pays: */
-    COPY_DEPTH = 256,     /* of this depth each, so that one stays in the first-level cache, */
-    COPIED_PANELS = 4     /* and so many at once */
+    COPY_ROWS = 16,   /* rows from which copying panels pays: */
+    COPY_DEPTH = 256, /* of this depth each, so that one stays in the first-level cache, */
+    COPIED_PANELS = 4 /* and so many at once */
 };
 #endif
 enum {
     LANES = VECTOR_BYTES / sizeof(sherl_real),
-    DEPTH = 768,          /* of a panel that is read where it lies: it stays in the second-level cache */
-    DOT_ROWS = 4, DOT_COLUMNS = LANES / DOT_ROWS /* whose dot products are taken at once: as many as a vector has lanes */
+    DEPTH = 768, /* of a panel that is read where it lies: it stays in the second-level cache */
+    DOT_ROWS = 4,
+    DOT_COLUMNS = LANES / DOT_ROWS /* whose dot products are taken at once: as many as a vector has lanes */
 };
 
 typedef sherl_real vector __attribute__((vector_size(VECTOR_BYTES)));
@@ -113,7 +114,8 @@ ALWAYS_INLINE void multiply_block(const sherl_real *a, size_t a_stride, const pa
                                   size_t c_stride, bool add, const int rows, const int vectors) {
     vector sums[SUMS];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) sums[r * vectors + v] = add ? load(c + r * c_stride + v * LANES) : (vector){0};
+        for (int v = 0; v < vectors; v++)
+            sums[r * vectors + v] = add ? load(c + r * c_stride + v * LANES) : (vector){0};
     for (size_t k = 0; k < panel->depth; k++) {
         for (int r = 0; r < rows; r++) {
             const sherl_real scalar = a[r * a_stride + k];
@@ -197,7 +199,8 @@ void SHERL_KERNEL(product)(const sherl_matrix *a, const sherl_matrix *b, const s
     for (size_t first = 0; first < sizes->n; first += WIDEST * LANES) {
         size_t vectors = panel_vectors(sizes->n - first);
         for (size_t k = 0; k < sizes->k; k += DEPTH) {
-            panel panel = {.data = b->data + k * b->stride + first, .stride = b->stride,
+            panel panel = {.data = b->data + k * b->stride + first,
+                           .stride = b->stride,
                            .depth = sizes->k - k < DEPTH ? sizes->k - k : DEPTH};
             multiply_panel(a->data + k, a->stride, &panel, sizes->m, c + first, c_stride, accumulate || k > 0, vectors);
         }
@@ -224,7 +227,8 @@ static void multiply_packed(const sherl_matrix *a, const sherl_matrix *b, const 
     for (size_t first = 0; first < sizes->n; first += WIDEST * LANES) {
         const size_t vectors = panel_vectors(sizes->n - first);
         for (size_t k = 0; k < sizes->k; k += most) {
-            const panel panel = {.data = packed, .stride = vectors * LANES,
+            const panel panel = {.data = packed,
+                                 .stride = vectors * LANES,
                                  .depth = sizes->k - k < most ? sizes->k - k : most};
             pack_panel(b->data + first * b->stride + k, b->stride, panel.depth, vectors, packed);
             multiply_panel(a->data + k, a->stride, &panel, sizes->m, c + first, c_stride, accumulate || k > 0, vectors);
@@ -238,7 +242,8 @@ static void dot_block(const sherl_matrix *a, size_t row, size_t rows, const sher
                       size_t columns, size_t depth, sherl_real *c, size_t c_stride, bool accumulate) {
     const sherl_real *left[DOT_ROWS], *right[DOT_COLUMNS];
     for (size_t r = 0; r < DOT_ROWS; r++) left[r] = a->data + (row + (r < rows ? r : rows - 1)) * a->stride;
-    for (size_t j = 0; j < DOT_COLUMNS; j++) right[j] = b->data + (column + (j < columns ? j : columns - 1)) * b->stride;
+    for (size_t j = 0; j < DOT_COLUMNS; j++)
+        right[j] = b->data + (column + (j < columns ? j : columns - 1)) * b->stride;
     vector sums[LANES];
     for (int i = 0; i < LANES; i++) sums[i] = (vector){0};
     for (size_t k = 0; k < depth; k += LANES) {

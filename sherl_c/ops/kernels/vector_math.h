@@ -35,10 +35,16 @@ static inline double sherl_normal_cdf(double x, double *density) {
 #define SHERL_NORMAL_BOUND 15.0f
 #define SHERL_EXP_BOUND 105.0f
 
-typedef union sherl_float_bits { float value; uint32_t bits; int32_t integer; } sherl_float_bits;
+typedef union sherl_float_bits {
+    float value;
+    uint32_t bits;
+    int32_t integer;
+} sherl_float_bits;
 
 /* 2^n for -126 <= n <= 127 */
-static inline float sherl_power_of_two(int32_t n) { return (sherl_float_bits){.bits = (uint32_t)(n + 127) << 23}.value; }
+static inline float sherl_power_of_two(int32_t n) {
+    return (sherl_float_bits){.bits = (uint32_t)(n + 127) << 23}.value;
+}
 
 /* exp(x) = 2^n exp(r) with n = round(x / ln 2), |r| <= ln(2) / 2 */
 static inline float sherl_exp(float x) {
