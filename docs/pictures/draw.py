@@ -108,7 +108,7 @@ def draw_row_spaces():
     for sample, top in enumerate(tops):
         rows(axes, 61, top, [SAMPLE_COLORS[sample]], width=8)
         arrow(axes, (46, top - lengths[sample]), (60.5, top - 1))
-    note(axes, 53.5, 22.3, "pooling", size=8)
+    note(axes, 53.5, 29, "pooling", size=8)
     note(axes, 65, 11.5, "3 rows: logits,\nlabels, losses", size=8)
     save("row_spaces.svg")
 
