@@ -1,14 +1,13 @@
 """The examples of the how-to pages that need PyTorch or ONNX Runtime run as printed, and do what the pages say."""
 
 import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
+import torchvision
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_guides import run
@@ -53,39 +52,11 @@ def write_language_model(path):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
 
-class Bottleneck(nn.Module):
-    """The last blocks of torchvision's ResNet-50, by its names."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(2048, 512, 1, bias=False), nn.BatchNorm2d(512)
-        self.conv2, self.bn2 = nn.Conv2d(512, 512, 3, padding=1, bias=False), nn.BatchNorm2d(512)
-        self.conv3, self.bn3 = nn.Conv2d(512, 2048, 1, bias=False), nn.BatchNorm2d(2048)
-
-    def forward(self, x):
-        y = self.bn1(self.conv1(x)).relu()
-        y = self.bn2(self.conv2(y)).relu()
-        return (self.bn3(self.conv3(y)) + x).relu()
-
-
-class ResNet(nn.Module):
-    """Stands for torchvision's ResNet-50, which is not among what the tests install: its sizes, with short stages."""
-
-    def __init__(self, weights=None):
-        super().__init__()
-        self.layer1, self.layer2 = nn.Conv2d(3, 256, 4, 4), nn.Conv2d(256, 512, 2, 2)
-        self.layer3 = nn.Conv2d(512, 1024, 2, 2)
-        self.layer4 = nn.Sequential(nn.Conv2d(1024, 2048, 2, 2), Bottleneck(), Bottleneck())
-
-    def forward(self, x):
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
-
-
 def test_images(monkeypatch):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    models = types.SimpleNamespace(resnet50=ResNet)
-    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(models=models))
+    resnet50 = torchvision.models.resnet50
+    monkeypatch.setattr(torchvision.models, "resnet50", lambda weights: resnet50())  # random ones, without a download
     draw = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
     sides = [(1, 2), (2, 1)]
     names = {
