@@ -6,8 +6,10 @@ import pytest
 import tqdm.auto
 from small import FEATURES, network, problem, taps_of
 from tiny_bert import write_tiny_bert
+from tiny_models import write_tiny_model
 
 import sherl
+from sherl.command_line.main import main
 
 
 class Bar(contextlib.nullcontext):
@@ -78,6 +80,46 @@ def test_pairs(bars):
     both.evaluate(*pair)
     both.embed_a(pair[0])
     assert bars() == {"fit": (2, 2), "validation": (12, 12), "evaluate": (12, 12), "predict": (12, 12)}
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory):
+    return sherl.load_backbone(write_tiny_model(tmp_path_factory.mktemp("t5") / "model", "t5", num_layers=3))
+
+
+def test_sequence_to_sequence(bars, t5):
+    ids = [[2, 3, 1], [4, 1], [5, 6, 7, 1]]
+    features = t5.extract_pairs(ids, ids, batch_size=2)
+    net = sherl.Seq2SeqSideNetwork.from_backbone(t5, hidden=4)
+    net.fit(features, epochs=1, batch_size=2, validation=features)
+    net.evaluate(features, batch_size=2)
+    net.forward(features, batch_size=2)
+    net.generate(ids, 3, batch_size=2)
+    assert bars() == {"extract": (3, 3), "fit": (2, 2), **dict.fromkeys(
+        ("validation", "evaluate", "predict", "generate"), (3, 3))}
+    assert all(bar.delay > 1 for bar in Bar.made if bar.description != "fit")
+    Bar.made.clear()
+    t5.extract_pairs(ids, ids, progress=False)
+    net.fit(features, epochs=1, validation=features, progress=False)
+    for method in (net.evaluate, net.forward):
+        method(features, progress=False)
+    net.generate(ids, 3, progress=False)
+    assert bars() == {}
+
+
+def test_features_on_disk(bars, tmp_path, capsys):
+    for name in ("first", "second"):
+        sherl.Features([tap[0] for tap in taps_of(1)], [1] * 3 + [4]).save(tmp_path / name)
+    folders = [str(tmp_path / name) for name in ("first", "second")]
+    assert main(["features", "verify", folders[0]]) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "first").glob("*.npy"))
+    assert bars() == {"verify": (size, size)}
+    assert main(["features", "merge", *folders, "--out", str(tmp_path / "both")]) == 0
+    assert main(["features", "convert", folders[0], "--dtype", "int8", "--out", str(tmp_path / "narrow")]) == 0
+    assert bars() == {"verify": (size, size), "merge": (8, 8), "convert": (4, 4)}
+    Bar.made.clear()
+    assert main(["features", "verify", folders[0], "--quiet"]) == 0
+    assert bars() == {}
 
 
 def test_a_loss_of_ones_own(bars):

@@ -11,8 +11,9 @@ from .. import _core
 from .._typing import Array, Integers, Source, Spaces
 from ..backbones.pairs import build_embedding, build_encoder, build_output
 from ..backbones.tokenization import read_texts
-from ..checks import real_number, whole_number
+from ..checks import flag, real_number, whole_number
 from ..features.rows import offsets_of, select_rows
+from ..training.progress import PATIENCE, progress_bar
 from .decoding import Cache, add_block, add_keys, add_memory_keys
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def generate(network: Seq2SeqSideNetwork, inputs: Sequence[Any], max_new_tokens: int, num_beams: int,
-             length_penalty: float, max_length: int | None, batch_size: int) -> list[Any]:
+             length_penalty: float, max_length: int | None, batch_size: int, progress: bool) -> list[Any]:
     """Return outputs for inputs; the arguments are those of `Seq2SeqSideNetwork.generate`."""
     backbone = network.backbone
     if backbone is None or network.taps is None:
@@ -37,12 +38,14 @@ def generate(network: Seq2SeqSideNetwork, inputs: Sequence[Any], max_new_tokens:
     read = backbone._stem.read(inputs, backbone._length(max_length))
     count, offsets = len(read.sizes), offsets_of(read.sizes)
     made = []
-    with network._lock, backbone._lock:
+    with (network._lock, backbone._lock,
+          progress_bar(flag(progress, "progress"), count, "generate", delay=PATIENCE) as bar):
         for start in range(0, count, batch_size):
             stop = min(start + batch_size, count)
             decoder = StepDecoder(network, offsets[start : stop + 1] - offsets[start], read.inputs(start, stop))
             made += search(decoder, stop - start, cast("LanguageDecoder", backbone.language), max_new_tokens, num_beams,
                            length_penalty)
+            bar.update(stop - start)
     return made if kind == "ids" else backbone.detokenize(made)
 
 

@@ -339,13 +339,13 @@ class Seq2SeqSideNetwork(Network):
     # Outputs, scores, gradients.
 
     def forward(self, features: Seq2SeqFeatures, *, batch_size: int = scoring.BATCH_SIZE,
-                memory_budget: ByteCount | None = None) -> list[Array]:
+                memory_budget: ByteCount | None = None, progress: bool = True) -> list[Array]:
         """Compute the logits.
 
         Parameters
         ----------
         features : Seq2SeqFeatures
-        batch_size, memory_budget
+        batch_size, memory_budget, progress
             As for `SideNetwork.forward`.
 
         Returns
@@ -353,21 +353,22 @@ class Seq2SeqSideNetwork(Network):
         list of numpy.ndarray of float32, each of shape (decoder rows, words)
         """
         features = self._features(features)
+        shown = "predict" if flag(progress, "progress") else None
         with self._lock:
-            outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget))
+            outputs = scoring.outputs_of(self, features, batch_size, read_budget(memory_budget), shown)
         return cast("list[Array]", Layout(features.decoder, features.decoder).given(outputs))
 
     def evaluate(self, features: Seq2SeqFeatures, labels: Sequence[ArrayLike] | None = None, *, metrics: Metrics = None,
                  sample_weight: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
-                 memory_budget: ByteCount | None = None) -> dict[str, float]:
+                 memory_budget: ByteCount | None = None, progress: bool = True) -> dict[str, float]:
         """Compute the mean loss and metrics over the tokens that count.
 
         Parameters
         ----------
         features, labels
             As for `fit`.
-        metrics, sample_weight, batch_size, memory_budget
-            As for `SideNetwork.evaluate`; the accuracy when None.
+        metrics, sample_weight, batch_size, memory_budget, progress
+            As for `SideNetwork.evaluate`; of metrics the accuracy when None.
 
         Returns
         -------
@@ -376,8 +377,9 @@ class Seq2SeqSideNetwork(Network):
         """
         functions = scoring.metric_functions(metrics, self.head.task)
         labelled = self._labelled(features, labels, sample_weight)
+        shown = "evaluate" if flag(progress, "progress") else None
         with self._lock:
-            return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget))
+            return scoring.scores_of(self, labelled, functions, batch_size, read_budget(memory_budget), shown)
 
     def loss_and_gradients(self, features: Seq2SeqFeatures, labels: Sequence[ArrayLike] | None = None, *,
                            training: bool = False, sample_weight: ArrayLike | None = None,
@@ -408,7 +410,8 @@ class Seq2SeqSideNetwork(Network):
             return loss, self._read_gradients(program)
 
     def generate(self, inputs: Sequence[Any], max_new_tokens: int = 32, num_beams: int = 1, *,
-                 length_penalty: float = 1.0, max_length: int | None = None, batch_size: int = 16) -> list[Any]:
+                 length_penalty: float = 1.0, max_length: int | None = None, batch_size: int = 16,
+                 progress: bool = True) -> list[Any]:
         """Continue from the start token until the end token: the best word at each step, or beam search.
 
         The frozen decoder runs step by step and computes each position once: the keys and values of those before are
@@ -428,6 +431,8 @@ class Seq2SeqSideNetwork(Network):
             Tokens that are kept of an input; the model's limit when None.
         batch_size : int
             Inputs that are computed at a time; the results do not depend on it.
+        progress : bool
+            Whether to show a progress bar where it takes more than two seconds and tqdm is installed.
 
         Returns
         -------
@@ -439,7 +444,7 @@ class Seq2SeqSideNetwork(Network):
         ValueError
             Where the network has no backbone.
         """
-        return generate(self, inputs, max_new_tokens, num_beams, length_penalty, max_length, batch_size)
+        return generate(self, inputs, max_new_tokens, num_beams, length_penalty, max_length, batch_size, progress)
 
     def memory_plan(self, *, batch_size: int = 32, tokens: int = 128, target_tokens: int = 32,
                     optimizer: Optimizer = "adamw", memory_budget: ByteCount | None = None) -> memory.MemoryPlan:
