@@ -11,6 +11,7 @@ from tiny_bert import write_tiny_bert
 from tiny_models import write_tensors, write_tiny_model
 
 import sherl
+from sherl.command_line.inputs import read_inputs, read_labels
 from sherl.data.tables import read_table
 
 pytest.importorskip("PIL")
@@ -100,6 +101,26 @@ def test_labels_stay_with_features(place, tmp_path, capsys):
     assert read_table(tmp_path / "narrow" / "labels.jsonl", ["label"])["label"] == labels * 2
     assert record(capsys, "features", "info", tmp_path / "narrow")["labels"] is True
     assert record(capsys, "features", "verify", tmp_path / "narrow")["intact"] is True
+
+
+def test_a_flipped_byte_of_the_labels_is_refused_or_an_edit_of_one(place, tmp_path, capsys):
+    call(capsys, "extract", "--backbone", place / "bert", "--input", place / "dev.tsv", *COLUMNS,
+         "--out", tmp_path / "one")
+    path = tmp_path / "one" / "labels.jsonl"
+    content, labels = path.read_bytes(), read_labels(tmp_path / "one")
+    refused = 0
+    for bit in np.random.default_rng(0).choice(8 * len(content), 300, replace=False):
+        spoilt = bytearray(content)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoilt)
+        try:
+            found = read_inputs([tmp_path / "one"]).labels
+        except ValueError as error:
+            assert str(tmp_path / "one") in str(error)
+            refused += 1
+        else:
+            assert len(found) == len(labels) and sum(a != b for a, b in zip(found, labels)) <= 1
+    assert refused > 150
 
 
 def test_features_without_their_last_layer_need_the_backbone(place, tmp_path, capsys):

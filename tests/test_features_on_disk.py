@@ -416,6 +416,10 @@ def test_flipped_bytes_are_refused(backbone, tmp_path, dtype, monkeypatch):
     backbone.extract(TEXTS[:9], dtype=dtype).with_positions([1] * 9).save(tmp_path)
     expected = sherl.Features.open(tmp_path)
     rng = np.random.default_rng(0)
+    scales = [f"tap.{number}.scales.npy" for number in range(3)] if dtype == "int8" else []
+    assert set(contents(tmp_path)) == {
+        "manifest.json", "layers.safetensors", "samples.lengths.npy", "samples.positions.npy", *scales,
+        *(f"tap.{number}.npy" for number in range(3))}
     for path in sorted(tmp_path.iterdir()):
         if path.name in (writers.LOCK, manifests.STAMP):
             continue
