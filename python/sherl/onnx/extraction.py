@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,8 @@ def extract(model: PathLike | bytes, inputs: Mapping[str, ArrayLike] | Iterable[
     session, fingerprint = _open(model, names, list(providers))
     wanted = [given.name for given in session.get_inputs()]
     parts = TapParts(names, images, dtype)
-    with progress_bar(flag(progress, "progress"), None, "extract", delay=PATIENCE) as bar:
+    total = len(batches) if isinstance(batches, Sized) else None
+    with progress_bar(flag(progress, "progress"), total, "extract", delay=PATIENCE) as bar:
         for batch in batches:
             missing = [name for name in wanted if name not in batch]
             if missing:
@@ -123,11 +124,11 @@ def _read(path: PathLike) -> bytes:
         raise FileNotFoundError(f"{path} does not exist") from None
 
 
-def _pieces(inputs: Mapping[str, ArrayLike], batch_size: int) -> Iterator[dict[str, Array]]:
-    """Yield the samples of one batch, some at a time."""
+def _pieces(inputs: Mapping[str, ArrayLike], batch_size: int) -> list[dict[str, Array]]:
+    """Return views of the samples of one batch, some at a time."""
     arrays = {str(name): np.asarray(values) for name, values in inputs.items()}
     sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"inputs must have one entry a sample each, got {', '.join(map(str, sorted(sizes)))} entries")
-    for start in range(0, sizes.pop(), batch_size):
-        yield {name: array[start : start + batch_size] for name, array in arrays.items()}
+    return [{name: array[start : start + batch_size] for name, array in arrays.items()}
+            for start in range(0, sizes.pop(), batch_size)]
