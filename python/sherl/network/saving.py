@@ -255,4 +255,4 @@ def _same_shape(layer: Any, described: Any, entry: Any) -> bool:
         return False
     if isinstance(layer, TransformerLayer):  # whose dropout may differ
         return (layer.features, layer.intermediate) == (described.features, described.intermediate)
-    return layer.settings == described.settings
+    return bool(layer.settings == described.settings)
