@@ -121,4 +121,3 @@ def _write(arguments: Namespace, parts: Sequence[sherl.Features], folders: Seque
 
 def _size(manifest: Manifest) -> int:
     return sum(size for parts in manifest.files.values() for size, _ in parts)
-

@@ -125,7 +125,8 @@ def import_safetensors(purpose: str) -> ModuleType:
         import safetensors.numpy
     except ImportError:
         raise ImportError(f"{purpose} needs the safetensors package: pip install 'sherl[text]'") from None
-    return safetensors.numpy
+    functions: ModuleType = safetensors.numpy
+    return functions
 
 
 def read_weights(safetensors: ModuleType, path: PathLike) -> StateDict:
