@@ -6,7 +6,7 @@ All may be called from any thread; long calls drop the GIL, and the core works o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, final
 
 from ._typing import (
     Activation,
@@ -45,10 +45,10 @@ def fail_allocation(number: int | None, once: bool = True) -> None: ...
 def allocations() -> int: ...
 def live_allocations() -> int: ...
 
+@final
 class Parameters:
     """Named weights that graphs share. Trainable and state arrays are owned; frozen ones are the caller's."""
 
-    def __init__(self) -> None: ...
     def __len__(self) -> int: ...
     def names(self, role: Role | None = None) -> list[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...  # one-dimensional for vectors
@@ -56,12 +56,14 @@ class Parameters:
     def array(self, name: str) -> Array: ...  # a view that keeps the store alive; read-only when frozen
     def initialize(self, seed: int) -> None: ...
 
+@final
 class Graph:
     """Builds a program. Values and row spaces are integers that belong to this graph."""
 
-    def __init__(self, parameters: Parameters, training: bool) -> None: ...
+    def __new__(cls, parameters: Parameters, training: bool) -> Graph: ...
     def space(self, name: str) -> int: ...
     def grid(self, name: str) -> int: ...  # of images, whose rows are pixels, row of pixels after row
+    def fixed_space(self, name: str, rows: int) -> int: ...  # with `rows` rows in every sample
     def value_space(self, value: int) -> int: ...
     def input(self, name: str, space: int, channels: int, needs_gradient: bool = False) -> int: ...
     def indices(self, name: str, space: int) -> int: ...
@@ -86,6 +88,7 @@ class Graph:
     def multiply(self, a: int, b: int) -> int: ...
     def scale_channels(self, x: int, scale: int) -> int: ...
     def embedding(self, indices: int, table: int) -> int: ...
+    def table(self, table: int, space: int) -> int: ...  # row r of each sample is row r of the parameter
     def rotary(self, x: int, heads: int, dimensions: int, theta: float, *, factor: float = 0.0, original: float = 0.0,
                low: float = 0.0, high: float = 0.0) -> int: ...
     # position_bias: of shape (position_buckets, heads), read where position_buckets is not 0
@@ -180,6 +183,7 @@ class Graph:
     def set_staged(self, staged: bool) -> None: ...  # ops with one row a sample run once a block; by default by size
     def compile(self, gradient: bool) -> Program: ...
 
+@final
 class Program:
     """A compiled graph. offsets: None for SAMPLES, then for each declared row space, in order, an int64 array of
     samples + 1 row offsets, or of images heights and widths, (samples, 2).
@@ -207,16 +211,17 @@ class Program:
     coupled: bool  # whether some ops read the whole batch, so that arenas grow with it; read-only
     def describe(self) -> str: ...
 
+@final
 class Trainer:
     """Optimizer state over a program's trainable parameters."""
 
-    def __init__(self, program: Program, *, optimizer: Optimizer = "adamw",
-                 learning_rate: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.0, beta1: float = 0.9,
-                 beta2: float = 0.999, eps: float = 1e-8, clip_norm: float = 0.0,
-                 schedule: Schedule = "constant", warmup_steps: int = 0,
-                 total_steps: int = 0, step_every: int = 0, step_factor: float = 0.1,
-                 parameters: Sequence[str] | None = None,  # None: all trainable ones
-                 no_decay: Sequence[str] = ()) -> None: ...
+    def __new__(cls, program: Program, *, optimizer: Optimizer = "adamw",
+                learning_rate: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.0, beta1: float = 0.9,
+                beta2: float = 0.999, eps: float = 1e-8, clip_norm: float = 0.0,
+                schedule: Schedule = "constant", warmup_steps: int = 0,
+                total_steps: int = 0, step_every: int = 0, step_factor: float = 0.1,
+                parameters: Sequence[str] | None = None,  # None: all trainable ones
+                no_decay: Sequence[str] = ()) -> Trainer: ...
     steps: int  # whole steps taken; may be set
     nbytes: int  # read-only
     # cotangents: where the graph has no loss, and only there; the batch's loss, or None

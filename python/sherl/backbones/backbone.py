@@ -72,10 +72,10 @@ class Backbone:
         self.max_length = parts.stem.max_length
         self._stem: Any = parts.stem  # one of loading.Stem, as `takes` tells
         self._norm, self._eps = parts.norm, parts.eps
-        self.final_norm = None
+        self.final_norm: LayerNorm | RMSNorm | None = None
         if self._norm:
-            kind = LayerNorm if "bias" in self._norm else RMSNorm
-            self.final_norm = kind.from_weights(**self._norm, eps=self._eps)
+            norm: dict[str, Any] = {**self._norm, "eps": self._eps}
+            self.final_norm = (LayerNorm if "bias" in norm else RMSNorm).from_weights(**norm)
         self.language, self.projection = parts.language, parts.projection
         self._store = _core.Parameters()
         self._programs: dict[Any, _core.Program] = {}

@@ -96,7 +96,8 @@ def read_norm(family: Family, facts: Record, tensors: AnyTensors) -> StateDict:
 
 def read_projection(family: Family, facts: Record, tensors: AnyTensors) -> Array | None:
     """Return the map to the space that two towers share, (channels, features); None where the checkpoint has none."""
-    if family.projection is None or family.projection not in tensors:
+    # Of an ONNX file it is not known: no family with a projection is read from one.
+    if family.projection is None or isinstance(tensors, OnnxTensors) or family.projection not in tensors:
         return None
     return tensors.read(family.projection, (tensors.shape(family.projection, 2)[0], facts["features"]))
 

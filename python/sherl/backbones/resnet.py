@@ -205,7 +205,7 @@ def read_resnet(folder: PathLike, tensors: Tensors, naming: Naming,
 def _are_basic(layer_type: Any, config: Record, naming: Naming, tensors: Tensors) -> bool:
     """Tell whether the blocks are basic ones: as the configuration says, else as they have no third convolution."""
     if config:
-        return layer_type == "basic"
+        return bool(layer_type == "basic")
     return _place(naming, 0, 0) + naming.places["conv3"] + ".weight" not in tensors and (
         tensors.shape(_place(naming, 0, 0) + naming.places["conv1"] + ".weight", 4)[2:] == (3, 3)
     )

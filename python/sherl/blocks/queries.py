@@ -28,6 +28,8 @@ class Stream(NamedTuple):
 class _Tables(MaybeFrozen):
     """A block of tables that are the same for every sample. It reads nothing: it is of use in a network only."""
 
+    features: int
+
     def _graph(self, store: _core.Parameters, prefix: str, training: bool, wanted: Sequence[str]) -> _core.Graph:
         graph = _core.Graph(store, training)
         self._parameters(graph, prefix)
@@ -114,9 +116,9 @@ class Queries(_Tables):
         names = [name for name in ("positions", "start") if getattr(self, name)]
         return dict.fromkeys(names, (self.count, self.features))
 
-    def _advance(self, graph: _core.Graph, prefix: str, stream: Any, **options: Any) -> Stream:
+    def _advance(self, graph: _core.Graph, prefix: str, stream: Stream, **options: Any) -> Stream:
         tables = self._parameters(graph, prefix)
-        if not self.start:
+        if self._zeros is not None:
             tables["start"] = graph.parameter(prefix + "zeros", self._zeros.shape, "frozen", data=self._zeros)
         space = graph.fixed_space("queries", self.count)
         rows = {name: graph.table(table, space) for name, table in tables.items()}
@@ -176,7 +178,7 @@ class Positions(_Tables):
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {} if self.rows is None else {"table": (self.rows, self.features)}
 
-    def _advance(self, graph: _core.Graph, prefix: str, stream: Any, **options: Any) -> Stream:
+    def _advance(self, graph: _core.Graph, prefix: str, stream: Stream, **options: Any) -> Stream:
         if self.rows is None:
             return stream._replace(positions=stream.given)
         table = self._parameters(graph, prefix)["table"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,7 +32,10 @@ class ResidualBlock(UnaryBlock):
 
     trainable = False
     _is_frozen = True
-    _MAPS, _SIDES, _SETTINGS, _TITLE = {}, {}, (), ""
+    _MAPS: ClassVar[dict[str, tuple[str, str]]] = {}
+    _SIDES: ClassVar[dict[str, int]] = {}
+    _SETTINGS: ClassVar[tuple[str, ...]] = ()
+    _TITLE = ""
 
     def __init__(self, features: int, out_features: int | None, stride: int, shortcut: bool) -> None:
         super().__init__(0)

@@ -405,12 +405,11 @@ class TransformerLayer(FromCheckpoints, Block):
 
     def _build(self, graph: _core.Graph, prefix: str, inputs: Sequence[int], bfloat16: bool = False) -> int:
         x, *others = inputs
-        names = [name for name, _ in self._inputs()][1:]
+        beside: dict[str, Any] = dict(zip([name for name, _ in self._inputs()][1:], others))
         left_out = ("features", "positions", "memory_features", "memory_positions")
         settings = {name: getattr(self, name) for name in TransformerLayer._SETTINGS if name not in left_out}
         settings |= core_scaling(settings.pop("rotary_scaling"))
-        return graph.transformer_layer(prefix, x, self._frozen, **dict(zip(names, others)), **settings,
-                                       bfloat16=bfloat16)
+        return graph.transformer_layer(prefix, x, self._frozen, **beside, **settings, bfloat16=bfloat16)
 
 
 class T5Block(TransformerLayer):

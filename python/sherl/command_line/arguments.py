@@ -1,12 +1,17 @@
 """Types of command-line arguments, each refusing a bad value with a sentence, and the error of those that clash."""
 
+from __future__ import annotations
+
 import argparse
 import math
 import textwrap
+from typing import Any, Literal, TypeAlias
 
 from ..data.tables import table_format
 
 __all__ = [
+    "Commands",
+    "Options",
     "UsageError",
     "count",
     "described",
@@ -20,11 +25,16 @@ __all__ = [
 ]
 
 
+# What argparse gives and has no public names for: where commands are added, and where options are.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Options: TypeAlias = argparse._ActionsContainer
+
+
 class UsageError(ValueError):
     """Options that do not go together, or that the command lacks."""
 
 
-def described(description, example):
+def described(description: str, example: str) -> dict[str, Any]:
     """Return the options of a parser with this description, and an example below its help."""
     return {
         "description": textwrap.fill(description, 88),
@@ -34,20 +44,20 @@ def described(description, example):
     }
 
 
-def count(text):
+def count(text: str) -> int:
     """Parse an integer of at least 1."""
     return _integer(text, 1)
 
 
-def natural(text):
+def natural(text: str) -> int:
     """Parse an integer of at least 0."""
     return _integer(text, 0)
 
 
-def numbers(text):
+def numbers(text: str) -> Literal["all"] | tuple[int, ...]:
     """Parse the word all, or different integers of at least 0 with commas between them, as a tuple."""
     if text == "all":
-        return text
+        return "all"
     try:
         values = tuple(map(natural, text.split(",")))
     except argparse.ArgumentTypeError:
@@ -57,14 +67,14 @@ def numbers(text):
     return values
 
 
-def picture_name(text):
+def picture_name(text: str) -> str:
     """Check that a file's name is that of a picture."""
     if not text.lower().endswith(".png"):
         raise argparse.ArgumentTypeError(f"expected a file named *.png, got {text!r}")
     return text
 
 
-def positive(text):
+def positive(text: str) -> float:
     """Parse a finite number above 0."""
     value = _number(text)
     if not 0 < value < math.inf:
@@ -72,7 +82,7 @@ def positive(text):
     return value
 
 
-def factor(text):
+def factor(text: str) -> tuple[str, float]:
     """Parse a pattern of names and a number of at least 0, like head.*=0.1."""
     pattern, _, number = text.rpartition("=")
     value = _number(number)
@@ -81,7 +91,7 @@ def factor(text):
     return pattern, value
 
 
-def share(text):
+def share(text: str) -> float:
     """Parse a number from 0 up to, but not including, 1."""
     value = _number(text)
     if not 0 <= value < 1:
@@ -89,7 +99,7 @@ def share(text):
     return value
 
 
-def table_name(text):
+def table_name(text: str) -> str:
     """Check that a file's name is that of a text table."""
     try:
         table_format(text)
@@ -98,7 +108,7 @@ def table_name(text):
     return text
 
 
-def _integer(text, least):
+def _integer(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
@@ -108,7 +118,7 @@ def _integer(text, least):
     return value
 
 
-def _number(text):
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:

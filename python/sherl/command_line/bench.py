@@ -1,14 +1,19 @@
 """`sherl bench`: how long a training step takes on this machine, and the memory that it needs."""
 
+from __future__ import annotations
+
 import statistics
 import time
+from argparse import Namespace
+from collections.abc import Callable
 
 import numpy as np
 
 import sherl
 
 from .. import _core
-from .arguments import UsageError, count, described
+from .._typing import Float32s, Integers, Record
+from .arguments import Commands, UsageError, count, described
 from .console import aligned
 from .experiment import Settings
 from .measure import Measured, megabytes
@@ -24,7 +29,7 @@ sherl bench                                               the size of all-MiniLM
   sherl bench --channels 768 --layers 12 --hidden 96        that of BERT base"""
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "bench",
@@ -48,7 +53,7 @@ def add_parser(commands):
     parser.set_defaults(run=run)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     console = begin(arguments)
     if arguments.layers < 2:
@@ -60,7 +65,7 @@ def run(arguments):
     with Measured() as measured:
         times = _time_steps(network.stepper(), features, labels, arguments.steps)
     median = statistics.median(times)
-    record = {
+    record: Record = {
         "parameters": network.num_parameters(),
         "threads": sherl.get_num_threads(),
         "instruction_set": _core.config()["instruction_set"],
@@ -82,7 +87,7 @@ def run(arguments):
     return 0
 
 
-def _problem(arguments):
+def _problem(arguments: Namespace) -> tuple[sherl.SideNetwork, sherl.Features, Integers]:
     """Return a network with a frozen layer of drawn weights, and one batch for it."""
     channels = arguments.channels
     draw = np.random.default_rng(0).standard_normal
@@ -98,12 +103,12 @@ def _problem(arguments):
     return network, features, np.arange(arguments.batch_size) % 2
 
 
-def _layer_weights(channels, draw):
+def _layer_weights(channels: int, draw: Callable[..., Float32s]) -> dict[str, Float32s]:
     """Return weights of a BERT layer by name."""
     shapes = {f"attention.self.{part}": (channels, channels) for part in ("query", "key", "value")}
     shapes |= {"attention.output.dense": (channels, channels), "intermediate.dense": (4 * channels, channels),
                "output.dense": (channels, 4 * channels)}  # fmt: skip
-    weights = {}
+    weights: dict[str, Float32s] = {}
     for name, shape in shapes.items():
         weights[f"{name}.weight"] = draw(shape, dtype=np.float32) / np.float32(shape[1] ** 0.5)
         weights[f"{name}.bias"] = np.zeros(shape[0], np.float32)
@@ -113,9 +118,11 @@ def _layer_weights(channels, draw):
     return weights
 
 
-def _time_steps(step, features, labels, most):
+def _time_steps(step: Callable[[sherl.Features, Integers], object], features: sherl.Features, labels: Integers,
+                most: int) -> list[float]:
     """Return the seconds of each step after the first ones, of at least one."""
-    times, begun = [], time.perf_counter()
+    times: list[float] = []
+    begun = time.perf_counter()
     for number in range(_WARM + most):
         start = time.perf_counter()
         step(features, labels)

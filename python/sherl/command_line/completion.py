@@ -1,11 +1,21 @@
 """`sherl completion`: scripts that let a shell complete the command line, made from its parser."""
 
+from __future__ import annotations
+
 import argparse
 import shlex
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
-from .arguments import described
+from .arguments import Commands, described
 
 __all__ = ["add_parser", "script"]
+
+Words: TypeAlias = dict[str, str]  # with their help, which may be empty
+Values: TypeAlias = tuple[str, Words]  # the kind of what an argument takes, and the words that it may be
+# The words that call a command; its options with what they take and their help; what may stand by position.
+Command: TypeAlias = tuple[tuple[str, ...], list[tuple[str, Values | None, str]], Values | None]
 
 _EXAMPLE = """\
 sherl completion bash > ~/.local/share/bash-completion/completions/sherl
@@ -13,7 +23,7 @@ sherl completion bash > ~/.local/share/bash-completion/completions/sherl
   sherl completion fish > ~/.config/fish/completions/sherl.fish"""
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "completion",
@@ -24,7 +34,7 @@ def add_parser(commands):
     parser.set_defaults(run=run)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     from .main import make_parser
 
@@ -32,7 +42,7 @@ def run(arguments):
     return 0
 
 
-def script(parser, shell):
+def script(parser: argparse.ArgumentParser, shell: str) -> str:
     """Return the script for a shell.
 
     Parameters
@@ -44,42 +54,44 @@ def script(parser, shell):
     return "\n".join(_SHELLS[shell](list(_walk(parser, (parser.prog,)))))
 
 
-def _walk(parser, path):
+def _walk(parser: argparse.ArgumentParser, path: tuple[str, ...]) -> Iterator[Command]:
     """Yield the words that call each command, its options, and what may stand by position."""
-    options, positional, below = [], None, {}
+    options: list[tuple[str, Values | None, str]] = []
+    positional: Values | None = None
+    below: dict[str, argparse.ArgumentParser] = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            helps = {choice.dest: choice.help for choice in action._choices_actions}
-            below = {name: (made, helps.get(name, "")) for name, made in action.choices.items()}
-            positional = ("words", {name: text for name, (_, text) in below.items()})
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            below = dict(action.choices)
+            positional = "words", {name: helps.get(name, "") for name in below}
         elif action.option_strings:
             for name in action.option_strings:
                 options.append((name, _values(action), _help(parser, action)))
         else:
             positional = _values(action)
     yield path, options, positional
-    for name, (made, _) in below.items():
+    for name, made in below.items():
         yield from _walk(made, (*path, name))
 
 
-def _values(action):
+def _values(action: argparse.Action) -> Values | None:
     """Return what an argument takes: (kind, words); None for nothing."""
     if action.nargs == 0:
         return None
     if action.choices:
         return "words", dict.fromkeys(map(str, action.choices), "")
-    return {"DIR": "folders", "FILE": "files", "PATH": "files"}.get(action.metavar, "text"), {}
+    return {"DIR": "folders", "FILE": "files", "PATH": "files"}.get(str(action.metavar), "text"), {}
 
 
-def _help(parser, action):
+def _help(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
     return parser._get_formatter()._expand_help(action) if action.help else ""
 
 
-def _bash(commands):
+def _bash(commands: list[Command]) -> list[str]:
     """Return lines for bash."""
     names = {"words": '-W "{}"', "folders": "-d", "files": "-f"}
 
-    def reply(kind, words):
+    def reply(kind: str, words: Words) -> str:
         if kind == "text":
             return "return"
         made = f'mapfile -t COMPREPLY < <(compgen {names[kind].format(" ".join(words))} -- "$word"); return'
@@ -98,7 +110,7 @@ def _bash(commands):
         "    done",
         '    case "$command $previous" in',
     ]
-    alike = {}
+    alike: dict[str, list[str]] = {}
     for path, options, _ in commands:
         for name, values, _ in options:
             if values:
@@ -113,14 +125,14 @@ def _bash(commands):
     return [*lines, "    esac", "}", "complete -F _sherl sherl"]
 
 
-def _zsh(commands):
+def _zsh(commands: list[Command]) -> list[str]:
     """Return lines for zsh."""
     actions = {"words": "({})", "folders": "_files -/", "files": "_files", "text": ""}
 
-    def plain(text):
+    def plain(text: str) -> str:
         return "".join(" " if character in "[]:'\\`$\"" else character for character in text)
 
-    def action(kind, words):
+    def action(kind: str, words: Words) -> str:
         return f":{kind}:{actions[kind].format(' '.join(words))}"
 
     lines = ["#compdef sherl"]
@@ -128,7 +140,7 @@ def _zsh(commands):
         specs = [f"'*{name}[{plain(text)}]{action(*values) if values else ''}'" for name, values, text in options]
         below = [other for other, *_ in commands if other[:-1] == path]
         if below:
-            words = " ".join(f'{name}\\:"{plain(text)}"' for name, text in positional[1].items())
+            words = " ".join(f'{name}\\:"{plain(text)}"' for name, text in (positional or ('words', {}))[1].items())
             specs += [f"'1:command:(({words}))'", "'*::argument:->below'"]
         else:
             specs.append(f"'*{action(*(positional or ('files', {})))}'")
@@ -142,12 +154,12 @@ def _zsh(commands):
     return [*lines, 'if [[ $funcstack[1] == _sherl ]]; then _sherl "$@"; else compdef _sherl sherl; fi']
 
 
-def _fish(commands):
+def _fish(commands: list[Command]) -> list[str]:
     """Return lines for fish."""
     takes = {"words": " -x -a '{}'", "folders": " -x -a '(__fish_complete_directories)'", "files": " -r -F",
              "text": " -x"}  # fmt: skip
 
-    def told(text):
+    def told(text: str) -> str:
         return " -d " + shlex.quote(text.replace("'", "")) if text else ""
 
     lines = [
@@ -176,4 +188,4 @@ def _fish(commands):
     return lines
 
 
-_SHELLS = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+_SHELLS: dict[str, Callable[[list[Command]], list[str]]] = {"bash": _bash, "zsh": _zsh, "fish": _fish}

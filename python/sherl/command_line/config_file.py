@@ -1,7 +1,11 @@
 """Config files: TOML whose keys are the long options of a command; the command line wins."""
 
+from __future__ import annotations
+
 import argparse
 import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from .arguments import UsageError
 
@@ -11,7 +15,7 @@ _OPTION = "--config"
 _NOT_KEYS = ("--help", "--version", _OPTION)
 
 
-def with_config(parser, tokens):
+def with_config(parser: argparse.ArgumentParser, tokens: list[str]) -> list[str]:
     """Return a command line in which the options of its config file, if it names one, stand before its own.
 
     Parameters
@@ -30,7 +34,7 @@ def with_config(parser, tokens):
     path = _config_path(own)
     if path is None or _OPTION not in options:
         return tokens
-    added = []
+    added: list[str] = []
     for key, value in _read(path).items():
         option = f"--{key}"
         if option not in options or option in _NOT_KEYS:
@@ -41,7 +45,7 @@ def with_config(parser, tokens):
     return [*tokens, *added]
 
 
-def _command(parser, tokens):
+def _command(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[argparse.ArgumentParser, int]:
     """Return the parser of the command that is called, and how many tokens name it."""
     depth = 0
     while depth < len(tokens):
@@ -53,7 +57,7 @@ def _command(parser, tokens):
     return parser, depth
 
 
-def _config_path(tokens):
+def _config_path(tokens: Sequence[str]) -> str | None:
     for token, following in zip(tokens, [*tokens[1:], None]):
         if token == _OPTION:
             return following
@@ -62,17 +66,17 @@ def _config_path(tokens):
     return None
 
 
-def _given(action, tokens):
+def _given(action: argparse.Action, tokens: Iterable[str]) -> bool:
     """Whether the command line itself has the option, or its opposite."""
     return any(token.partition("=")[0] in action.option_strings for token in tokens)
 
 
-def _read(path):
+def _read(path: str) -> dict[str, Any]:
     try:
         import tomllib
     except ImportError:
         try:
-            import tomli as tomllib
+            import tomli as tomllib  # type: ignore[no-redef]  # either does
         except ImportError:
             raise ImportError(
                 "a config file needs Python 3.11 or later, or the tomli package: pip install 'sherl[config]'"
@@ -84,14 +88,14 @@ def _read(path):
             raise UsageError(f"{path}: the file is not TOML: {error}") from None
 
 
-def _unknown(key, options):
+def _unknown(key: str, options: Mapping[str, argparse.Action]) -> str:
     keys = sorted(option[2:] for option in options if option.startswith("--") and option not in _NOT_KEYS)
     near = difflib.get_close_matches(key.replace("_", "-"), keys, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(keys)}"
     return f"the command has no option {key!r}; {hint}"
 
 
-def _tokens(path, key, value, action):
+def _tokens(path: str, key: str, value: Any, action: argparse.Action) -> list[str]:
     """Return what the command line would have in the place of one key."""
     option, switch = f"--{key}", action.nargs == 0
     if isinstance(value, bool) or switch:

@@ -1,19 +1,30 @@
 """What networks are trained on: two labelled sets of samples, and the frozen states of both, computed once."""
 
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 import sherl
 
-from ..data.tables import encode_labels
+from .._typing import Array, Element, PathLike
+from ..data.tables import Column, encode_labels
 from ..features.manifest import read_manifest
 from .arguments import UsageError
-from .inputs import read_inputs
+from .inputs import Inputs, read_inputs
 from .measure import Measured, megabytes
-from .states import chosen_states, layers_of, selected, states_of
+from .states import Taps, chosen_states, layers_of, selected, states_of
 from .task_file import Task
+
+if TYPE_CHECKING:
+    from ..backbones.backbone import Backbone
+    from .console import Console
+    from .experiment import Settings
 
 __all__ = [
     "DTYPE",
@@ -27,8 +38,12 @@ __all__ = [
     "usual_length",
 ]
 
-DTYPE = "float16"  # in which states are kept
+DTYPE: Element = "float16"  # in which states are kept
 _LONGEST = 128  # tokens that are kept of a text unless asked otherwise
+
+
+# Of both sets, and the classes: None for regression.
+Targets: TypeAlias = tuple[Array, Array, list[str] | None]
 
 
 @dataclass(frozen=True)
@@ -50,29 +65,30 @@ class Data:
 
     train: sherl.Features
     dev: sherl.Features
-    train_targets: np.ndarray
-    dev_targets: np.ndarray
-    classes: list | None
-    late: list
+    train_targets: Array
+    dev_targets: Array
+    classes: list[str] | None
+    late: list[Any]
     max_length: int | None
 
-    def states(self, taps):
+    def states(self, taps: Taps) -> list[int]:
         """Return the states that a network with this choice of taps reads."""
         images = self.train.sizes is not None
         return chosen_states(taps, states_of(self.train), self.train.channels, layers_of(self.train), images)
 
-    def tapped(self, taps):
+    def tapped(self, taps: Taps) -> tuple[sherl.Features, sherl.Features]:
         """Return what such a network reads of both sets."""
         states = self.states(taps)
         return selected(self.train, states), selected(self.dev, states)
 
-    def task(self, settings, arguments):
+    def task(self, settings: Settings, arguments: Namespace) -> Task:
         """Return the description of a network that was trained with these settings."""
-        columns = (getattr(arguments, name, None) for name in ("text", "text_pair", "label"))
-        return Task(settings.task, self.classes, *columns, self.max_length, self.states(settings.taps))
+        columns = {name: getattr(arguments, name, None) for name in ("text", "text_pair", "label")}
+        return Task(settings.task, self.classes, **columns, max_length=self.max_length,
+                    taps=self.states(settings.taps))
 
 
-def read_data(arguments, settings, taps, console):
+def read_data(arguments: Namespace, settings: Settings, taps: Sequence[Taps], console: Console) -> Data:
     """Read what the options name, and compute or open the states.
 
     Parameters
@@ -89,7 +105,7 @@ def read_data(arguments, settings, taps, console):
         raise UsageError("--backbone is needed, or --features with the states of one")
     if train.kind == dev.kind == "features" and arguments.features:
         raise UsageError(f"--features keeps the states of texts or images, but {train.place} holds states already")
-    if arguments.task is None and _are_measures(train.labels):
+    if arguments.task is None and _are_measures(train.known_labels):
         raise UsageError(f"{train.place}: the labels are numbers that are not whole; pass --task regression to learn "
                          "them, or --task classification to take each for a class")
     targets = encode_targets(train, dev, settings.task)
@@ -101,24 +117,25 @@ def read_data(arguments, settings, taps, console):
     return prepare(train, dev, targets, settings, taps, backbone, console, arguments.features)
 
 
-def targets_of(inputs, task, classes=None):
+def targets_of(inputs: Inputs, task: str, classes: list[str] | None = None) -> tuple[Array, list[str] | None]:
     """Return the labels of samples as targets, and the classes."""
     try:
-        return encode_labels(inputs.labels, task, classes)
+        return encode_labels(inputs.known_labels, task, classes)
     except ValueError as error:
         raise error if inputs.place in str(error) else ValueError(f"{inputs.place}: {error}") from None
 
 
-def encode_targets(train, dev, task):
+def encode_targets(train: Inputs, dev: Inputs, task: str) -> Targets:
     """Return the targets of both sets and the classes."""
     targets, classes = targets_of(train, task)
     if classes is not None and len(classes) < 2:
-        name = f"the column {train.labels.name!r}" if hasattr(train.labels, "name") else "the labels"
+        name = f"the column {train.labels.name!r}" if isinstance(train.labels, Column) else "the labels"
         raise ValueError(f"{train.place}: {name} must hold at least two classes, got {classes}")
     return targets, targets_of(dev, task, classes)[0], classes
 
 
-def prepare(train, dev, targets, settings, taps, backbone, console, folder=None):
+def prepare(train: Inputs, dev: Inputs, targets: Targets, settings: Settings, taps: Sequence[Taps],
+            backbone: Backbone | None, console: Console, folder: PathLike | None = None) -> Data:
     """Compute or open the states of two sets of samples, and return them as Data.
 
     Parameters
@@ -132,18 +149,18 @@ def prepare(train, dev, targets, settings, taps, backbone, console, folder=None)
     max_length = _kept_tokens(train, settings, backbone, folder, console)
     with Measured() as reading:
         features = [
-            _features(inputs, settings, taps, backbone, max_length, folder and Path(folder) / name, console)
+            _features(inputs, settings, taps, backbone, max_length, Path(folder) / name if folder else None, console)
             for name, inputs in (("train", train), ("dev", dev))
         ]
     rate = sum(int(np.sum(one.lengths)) for one in features) / max(reading.seconds, 1e-9)
     computed = folder is None and train.kind != "features"
-    rate = f", {rate:,.0f} {'tokens' if train.kind == 'text' else 'rows'} a second" if computed else ""
+    speed = f", {rate:,.0f} {'tokens' if train.kind == 'text' else 'rows'} a second" if computed else ""
     size = megabytes(sum(one.nbytes for one in features))
-    console.say(f"   {reading.seconds:.1f} s{rate}; the states take {size} as {features[0].dtypes[0]}")
-    return Data(*features, *targets, _late(features[0], backbone, train.place), max_length)
+    console.say(f"   {reading.seconds:.1f} s{speed}; the states take {size} as {features[0].dtypes[0]}")
+    return Data(features[0], features[1], *targets, _late(features[0], backbone, train.place), max_length)
 
 
-def check_backbone(inputs, backbone):
+def check_backbone(inputs: Inputs, backbone: Backbone) -> None:
     """Raise where a backbone does not take such samples."""
     if backbone.takes != inputs.kind:
         raise ValueError(
@@ -151,19 +168,24 @@ def check_backbone(inputs, backbone):
         )
 
 
-def usual_length(inputs, backbone, max_length):
+def usual_length(inputs: Inputs, backbone: Backbone, max_length: int | None) -> int | None:
     """Return how many tokens are kept of a text; None where samples are no texts."""
-    return (max_length or min(_LONGEST, backbone.max_length)) if inputs.kind == "text" else None
+    if inputs.kind != "text":
+        return None
+    assert backbone.max_length is not None  # it takes texts
+    return max_length or min(_LONGEST, backbone.max_length)
 
 
-def compute_features(inputs, states, backbone, max_length, *, dtype=DTYPE, out=None, progress=True):
+def compute_features(inputs: Inputs, states: Literal["all"] | Sequence[int], backbone: Backbone,
+                     max_length: int | None, *, dtype: Element = DTYPE, out: PathLike | None = None,
+                     progress: bool = True) -> sherl.Features:
     """Run a backbone on texts or images."""
     return backbone.extract(
         inputs.loaded(), states, max_length=max_length, dtype=dtype, progress=progress, out=out
     )
 
 
-def _are_measures(labels):
+def _are_measures(labels: Sequence[str]) -> bool:
     """Whether all labels are numbers, and some not whole: most likely no classes."""
     try:
         return not all(float(label).is_integer() for label in labels)
@@ -171,7 +193,8 @@ def _are_measures(labels):
         return False
 
 
-def _kept_tokens(inputs, settings, backbone, folder, console):
+def _kept_tokens(inputs: Inputs, settings: Settings, backbone: Backbone | None, folder: PathLike | None,
+                 console: Console) -> int | None:
     """Return the tokens that are kept of a text, and say where states come from."""
     if inputs.kind == "features":
         console.say(f"Opening the features in {inputs.place}")
@@ -180,28 +203,32 @@ def _kept_tokens(inputs, settings, backbone, folder, console):
         check_backbone(inputs, backbone)
         console.say(f"Running the frozen backbone ({backbone.num_layers} layers, {backbone.hidden_size} channels) once")
         return usual_length(inputs, backbone, settings.max_length)
+    assert folder is not None  # one of both is given
     console.say(f"Opening the features in {folder}")
     return settings.max_length or (read_manifest(Path(folder) / "train").preprocessing or {}).get("max_length")
 
 
-def _features(inputs, settings, taps, backbone, max_length, folder, console):
+def _features(inputs: Inputs, settings: Settings, taps: Sequence[Taps], backbone: Backbone | None,
+              max_length: int | None, folder: Path | None, console: Console) -> sherl.Features:
     """Return the states of samples, in memory or in a folder."""
     if inputs.kind == "features":
-        return inputs.samples
+        return inputs.features
     if backbone is None:
+        assert folder is not None  # one of both is given
         return _open(folder, inputs, settings, max_length)
     check_backbone(inputs, backbone)
     layers, images = backbone.num_layers, backbone.family == "ResNet"
+    choices: list[Taps] = ["all", *taps] if folder and not images else [*taps]
     wanted = {
         state
-        for choice in (["all"] if folder and not images else []) + list(taps)
+        for choice in choices
         for state in chosen_states(choice, range(layers + 1), backbone.channels, layers, images)
     }
     wanted |= {layers} if folder or settings.probe else set()
     return compute_features(inputs, sorted(wanted), backbone, max_length, out=folder, progress=console.progress)
 
 
-def _open(folder, inputs, settings, max_length):
+def _open(folder: Path, inputs: Inputs, settings: Settings, max_length: int | None) -> sherl.Features:
     """Return the features of a folder, which must be those of the samples."""
     manifest, features = read_manifest(folder), sherl.Features.open(folder)
     facts, layers = features.preprocessing or {}, layers_of(features)
@@ -217,7 +244,7 @@ def _open(folder, inputs, settings, max_length):
     return features
 
 
-def _late(features, backbone, place):
+def _late(features: sherl.Features, backbone: Backbone | None, place: str) -> list[Any]:
     """Return the frozen last layer, of the features or of the backbone."""
     source = features.source or {}
     if backbone is not None and source.get("backbone", backbone.fingerprint) != backbone.fingerprint:

@@ -1,13 +1,18 @@
 """`sherl demo`: sentiment of movie reviews on a small frozen backbone, start to end in a few minutes."""
 
+from __future__ import annotations
+
 import time
+from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 
 import sherl
 
+from .._typing import Bools
 from ..data.assets import fetch_demo_assets, load_movie_reviews
-from .arguments import count, described, natural, positive
+from .arguments import Commands, count, described, natural, positive
 from .data import encode_targets, prepare
 from .experiment import Settings, baselines, train_network
 from .inputs import Inputs
@@ -42,7 +47,7 @@ What next
     network.predict_proba(backbone.extract(["What a film!"]))"""
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "demo",
@@ -66,7 +71,7 @@ def add_parser(commands):
     parser.set_defaults(run=run, **defaults)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     start = time.perf_counter()
     console = begin(arguments)
@@ -98,18 +103,18 @@ def run(arguments):
     return code
 
 
-def _reviews(path, limit, seed):
+def _reviews(path: Path, limit: int | None, seed: int) -> tuple[Inputs, Inputs]:
     ids, ratings, texts = load_movie_reviews(path)
     held_out = ids % _HELD_OUT_EVERY == 0
     chosen = np.zeros(len(ids), dtype=bool)
     chosen[np.random.default_rng(seed).permutation(len(ids))[:limit]] = True
 
-    def sample(where):
+    def sample(where: Bools) -> Inputs:
         numbers = np.flatnonzero(where)
         labels = [_CLASSES[int(ratings[number] > 0)] for number in numbers]
         return Inputs("text", [texts[number] for number in numbers], labels, str(path))
 
     train, dev = sample(chosen & ~held_out), sample(chosen & held_out)
-    if len(dev) == 0 or len(set(train.labels)) < 2:
+    if len(dev) == 0 or len(set(train.known_labels)) < 2:
         raise ValueError(f"--limit {limit} leaves too few sentences to train on and score; try 100 or more")
     return train, dev

@@ -1,10 +1,14 @@
 """`sherl evaluate`: scores of a trained network on labelled samples."""
 
+from __future__ import annotations
+
 import math
+from argparse import Namespace
 
 from .. import plots
+from .._typing import Record
 from ..training.metrics import count_confusion
-from .arguments import UsageError, described, picture_name
+from .arguments import Commands, UsageError, described, picture_name
 from .console import aligned
 from .data import targets_of
 from .experiment import metrics_of, scores_of
@@ -19,7 +23,7 @@ sherl evaluate my-network/ --backbone all-MiniLM-L6-v2/ --input test.tsv
   sherl evaluate my-network/ --input features/test/ --metric accuracy --plot confusion.png"""
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "evaluate",
@@ -41,7 +45,7 @@ def add_parser(commands):
     parser.set_defaults(run=run)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     console = begin(arguments)
     trained, inputs = load_trained(arguments, labelled=True)
@@ -53,7 +57,7 @@ def run(arguments):
     console.say(f"Scoring on {len(inputs):,} {inputs.noun}")
     predictions = trained.predictions(inputs, console.progress)
     scores = scores_of(predictions, targets, metrics)
-    record = {"rows": len(inputs), "scores": scores}
+    record: Record = {"rows": len(inputs), "scores": scores}
     text = aligned([[name, "n/a" if math.isnan(score) else f"{score:.4f}"] for name, score in scores.items()])
     if task.classes:
         counts, ids = count_confusion(predictions, targets)

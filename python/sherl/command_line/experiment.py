@@ -1,12 +1,18 @@
 """An experiment on frozen states: a trivial guess, a linear probe, and one network or several at once."""
 
+from __future__ import annotations
+
 import math
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import sherl
 
+from .._typing import Array, Pooling, Record
 from ..checks import count_of
 from ..training.metrics import METRICS, TASK_METRICS, default_metrics
 from ..training.probe import fit_linear_probe
@@ -14,6 +20,10 @@ from .arguments import UsageError
 from .console import aligned
 from .measure import Measured, megabytes
 from .states import layers_of, selected, states_of
+
+if TYPE_CHECKING:
+    from .console import Console
+    from .data import Data
 
 __all__ = ["Result", "Settings", "baselines", "results_record", "results_table", "train_network", "train_several"]
 
@@ -26,14 +36,14 @@ class Settings:
     """What an experiment does; the fields are options of `sherl train`, and these are their defaults."""
 
     task: str = "classification"
-    metrics: tuple = ()
+    metrics: tuple[str, ...] = ()
     epochs: int = 5
     batch_size: int = 32
     learning_rate: float = 3e-3
     weight_decay: float = 0.0
     hidden: int = 48
-    pool: str = "mean"
-    taps: object = "all"
+    pool: Pooling = "mean"
+    taps: Any = "all"  # a choice of `Taps`; of a sweep a list of them, as of other fields
     max_length: int | None = None
     seed: int = 0
     patience: int | None = None
@@ -42,11 +52,11 @@ class Settings:
     step_every: int | None = None
     step_factor: float = 0.1
     clip_norm: float | None = 1.0
-    learning_rate_factors: dict | None = None
+    learning_rate_factors: dict[str, float] | None = None
     ema: float | None = None
 
     @classmethod
-    def of(cls, arguments):
+    def of(cls, arguments: Namespace) -> Settings:
         """Return the settings that options ask for."""
         given = {field.name: getattr(arguments, field.name) for field in fields(cls) if hasattr(arguments, field.name)}
         given["task"] = given.get("task") or cls.task
@@ -55,14 +65,14 @@ class Settings:
         return replace(made, metrics=metrics_of(made.task, getattr(arguments, "metric", None)))
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> dict[str, Any]:
         """What `fit` and `sweep` take of an optimizer."""
         names = ("learning_rate", "weight_decay", "schedule", "step_every", "step_factor", "clip_norm",
                  "learning_rate_factors", "ema")
         return {**{name: getattr(self, name) for name in names}, "warmup": WARMUP}
 
     @property
-    def course(self):
+    def course(self) -> dict[str, Any]:
         """What `fit` and `sweep` take of the rest."""
         return {"epochs": self.epochs, "batch_size": self.batch_size, "metrics": list(self.metrics), "seed": self.seed}
 
@@ -72,13 +82,13 @@ class Result:
     """How one predictor did on the held-out samples; seconds and bytes are those of its training."""
 
     name: str
-    scores: dict
+    scores: dict[str, float]
     parameters: int
     seconds: float | None = None
     memory: int | None = None
 
 
-def metrics_of(task, asked):
+def metrics_of(task: str, asked: Sequence[str] | None) -> tuple[str, ...]:
     """Return the names of the metrics to report."""
     names = tuple(dict.fromkeys(asked or default_metrics(task)))
     for name in names:
@@ -88,8 +98,9 @@ def metrics_of(task, asked):
     return names
 
 
-def baselines(data, settings, console):
+def baselines(data: Data, settings: Settings, console: Console) -> list[Result]:
     """Return the results of a trivial guess and, where it is asked for, of a linear probe."""
+    guess: Any
     if data.classes:
         name, guess = "majority class", np.bincount(data.train_targets).argmax()
     else:
@@ -102,7 +113,7 @@ def baselines(data, settings, console):
     return results
 
 
-def train_network(data, settings, console):
+def train_network(data: Data, settings: Settings, console: Console) -> tuple[sherl.SideNetwork, Result, bool]:
     """Train one network.
 
     Returns
@@ -136,7 +147,7 @@ def train_network(data, settings, console):
     return network, result, interrupted
 
 
-def train_several(data, tried, console):
+def train_several(data: Data, tried: Mapping[str, Settings], console: Console) -> tuple[sherl.SweepResult, bool]:
     """Train a network for each of several settings, those of the same taps in one pass over the states.
 
     Parameters
@@ -151,7 +162,9 @@ def train_several(data, tried, console):
     """
     first = next(iter(tried.values()))
     unit = _Unit.of(data.train_targets, first.task)
-    networks, histories, rows = {}, {}, {}
+    networks: dict[str, sherl.SideNetwork] = {}
+    histories: dict[str, sherl.History] = {}
+    rows: dict[str, Record] = {}
     for taps in dict.fromkeys(settings.taps for settings in tried.values()):
         names = [name for name, settings in tried.items() if settings.taps == taps]
         train, dev = data.tapped(taps)
@@ -180,7 +193,7 @@ def train_several(data, tried, console):
     return sherl.SweepResult(networks, histories, table, _best(table, f"validation_{first.metrics[0]}")), interrupted
 
 
-def results_table(results, best=None):
+def results_table(results: Sequence[Result], best: str | None = None) -> str:
     """Lay results out as an aligned table, and mark the best."""
     rows = [["", *results[0].scores, "trainable", "seconds", "memory"]]
     for result in results:
@@ -193,7 +206,7 @@ def results_table(results, best=None):
     return "\n".join(line + "   best" if marked else line for line, marked in zip(lines, marks))
 
 
-def results_record(results):
+def results_record(results: Sequence[Result]) -> list[Record]:
     """Give results as a list of dict, for JSON."""
     return [
         {
@@ -207,18 +220,18 @@ def results_record(results):
     ]
 
 
-def scores_of(predictions, targets, metrics):
+def scores_of(predictions: Array, targets: Array, metrics: Sequence[str]) -> dict[str, float]:
     """Return the value of each metric by name."""
     return {name: METRICS[name](predictions, targets) for name in metrics}
 
 
-def _best(table, score):
+def _best(table: Sequence[Record], score: str) -> str | None:
     """Return the name of the row with the largest score, or None."""
     scored = [row for row in table if row["stopped"] != "not finite" and math.isfinite(row.get(score, math.nan))]
     return max(scored, key=lambda row: row[score])["name"] if scored else None
 
 
-def _network(features, data, settings):
+def _network(features: sherl.Features, data: Data, settings: Settings) -> sherl.SideNetwork:
     """Return an untrained network on such taps."""
     channels = features.channels[-1]
     if features.sizes is not None:
@@ -249,17 +262,17 @@ class _Unit:
     spread: float
 
     @classmethod
-    def of(cls, targets, task):
+    def of(cls, targets: Array, task: str) -> _Unit:
         if task == "classification":
             return cls(0.0, 1.0)
         return cls(float(np.mean(targets)), float(np.std(targets)) or 1.0)
 
-    def standardised(self, targets):
+    def standardised(self, targets: Array) -> Array:
         if (self.mean, self.spread) == (0.0, 1.0):
             return targets
         return ((targets - self.mean) / self.spread).astype(np.float32)
 
-    def restore(self, network):
+    def restore(self, network: sherl.SideNetwork) -> None:
         """Let the head, a linear map, give numbers in the unit of the targets again."""
         state = network.state_dict()
         state["head.weight"] = state["head.weight"] * self.spread
@@ -267,7 +280,7 @@ class _Unit:
         network.load_state_dict(state)
 
 
-def _probe(data, settings, console):
+def _probe(data: Data, settings: Settings, console: Console) -> Result:
     with Measured() as fitting:
         last = states_of(data.train)[-1:]
         pooled = [selected(one, last).pooled(how="mean") for one in (data.train, data.dev)]

@@ -1,10 +1,14 @@
 """`sherl extract`: the hidden states of a frozen backbone, written to disk once."""
 
+from __future__ import annotations
+
+from argparse import Namespace
+
 import sherl
 
 from ..checks import count_of
 from ..features.sinks import DTYPES
-from .arguments import count, described, numbers
+from .arguments import Commands, count, described, numbers
 from .data import DTYPE, check_backbone, compute_features, usual_length
 from .inputs import read_inputs, write_labels
 from .measure import Measured, megabytes
@@ -19,7 +23,7 @@ sherl extract --backbone all-MiniLM-L6-v2/ --input train.tsv --text sentence --l
   sherl extract --backbone dinov2-small/ --input images/train/ --out features/train/"""
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "extract",
@@ -44,14 +48,14 @@ def add_parser(commands):
     parser.set_defaults(run=run)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     console = begin(arguments)
     columns = {name: getattr(arguments, name) for name in ("text", "text_pair", "label")}
     inputs = read_inputs(arguments.input, **columns, labelled=False)
     if inputs.kind == "features":
         raise ValueError(f"{inputs.place} holds states already; a backbone is run on texts or images")
-    in_classes = inputs.kind == "image" and all("/" in name for name in inputs.names)
+    in_classes = inputs.names is not None and all("/" in name for name in inputs.names)
     if in_classes or (inputs.kind == "text" and arguments.label):
         inputs = read_inputs(arguments.input, **columns)
     backbone = sherl.load_backbone(arguments.backbone)

@@ -1,15 +1,22 @@
 """`sherl features`: check, describe, join and narrow folders of features."""
 
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import sherl
 
+from .._typing import PathLike, Record
 from ..checks import count_of
 from ..features import disk
-from ..features.manifest import read_manifest, verify_files
+from ..features.manifest import Manifest, read_manifest, verify_files
 from ..features.sinks import DTYPES
 from ..training.progress import progress_bar
-from .arguments import described
+from .arguments import Commands, described
 from .console import facts_table
 from .inputs import LABELS, read_labels, write_labels
 from .measure import megabytes
@@ -18,7 +25,7 @@ from .options import add_reporting, begin
 __all__ = ["add_parser", "describe_features"]
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "features",
@@ -47,13 +54,14 @@ def add_parser(commands):
         add_reporting(action)
 
 
-def _add(actions, name, run, help, example):
+def _add(actions: Commands, name: str, run: Callable[[Namespace], int], help: str,
+         example: str) -> argparse.ArgumentParser:
     action = actions.add_parser(name, help=help, **described(help[0].upper() + help[1:] + ".", example))
     action.set_defaults(run=run)
     return action
 
 
-def _verify(arguments):
+def _verify(arguments: Namespace) -> int:
     console = begin(arguments)
     manifest = read_manifest(arguments.folder)
     size = _size(manifest)
@@ -64,13 +72,13 @@ def _verify(arguments):
     return 0
 
 
-def _info(arguments):
+def _info(arguments: Namespace) -> int:
     record = describe_features(arguments.folder)
     begin(arguments).conclude(facts_table(record), record)
     return 0
 
 
-def describe_features(folder):
+def describe_features(folder: PathLike) -> Record:
     """Return what a folder of features holds."""
     manifest = read_manifest(folder)
     facts = {**(manifest.source or {}), **(manifest.preprocessing or {})}
@@ -87,18 +95,18 @@ def describe_features(folder):
     }
 
 
-def _merge(arguments):
+def _merge(arguments: Namespace) -> int:
     parts = [sherl.Features.open(folder) for folder in arguments.folders]
     return _write(arguments, parts, arguments.folders)
 
 
-def _convert(arguments):
+def _convert(arguments: Namespace) -> int:
     features = sherl.Features.open(arguments.folder)
     inputs = read_manifest(arguments.folder).inputs
     return _write(arguments, [features], [arguments.folder], dtype=arguments.dtype, inputs=inputs)
 
 
-def _write(arguments, parts, folders, **more):
+def _write(arguments: Namespace, parts: Sequence[sherl.Features], folders: Sequence[str], **more: Any) -> int:
     console = begin(arguments)
     samples = sum(map(len, parts))
     with progress_bar(console.progress, samples, arguments.action) as bar:
@@ -111,6 +119,5 @@ def _write(arguments, parts, folders, **more):
     return 0
 
 
-def _size(manifest):
+def _size(manifest: Manifest) -> int:
     return sum(size for parts in manifest.files.values() for size, _ in parts)
-

@@ -1,15 +1,20 @@
 """`sherl info`: what a backbone folder, a saved network, features on disk or this installation holds."""
 
+from __future__ import annotations
+
 import json
 import math
 import platform
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import sherl
 
+from .._typing import Record
 from ..features.manifest import MANIFEST
 from ..network.saving import read_config
-from .arguments import described
+from .arguments import Commands, described
 from .console import aligned, facts_table
 from .features import describe_features
 from .options import add_reporting, begin
@@ -18,7 +23,7 @@ from .task_file import Task
 __all__ = ["add_parser"]
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "info",
@@ -37,7 +42,7 @@ def add_parser(commands):
     parser.set_defaults(run=run)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     record = _installation() if arguments.folder is None else _folder(Path(arguments.folder))
     text = facts_table({name: value for name, value in record.items() if name != "tensors"})
@@ -48,11 +53,11 @@ def run(arguments):
     return 0
 
 
-def _installation():
+def _installation() -> Record:
     return {"kind": "installation", **sherl.configuration.read_config(), "python": platform.python_version()}
 
 
-def _folder(folder):
+def _folder(folder: Path) -> Record:
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder, but there is none of this name")
     if (folder / MANIFEST).exists():
@@ -60,7 +65,7 @@ def _folder(folder):
     return _backbone(folder) if _is_backbone(folder) else _network(folder)
 
 
-def _is_backbone(folder):
+def _is_backbone(folder: Path) -> bool:
     """Whether the folder is in Hugging Face layout: its config.json names the kind of model."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
@@ -69,7 +74,7 @@ def _is_backbone(folder):
     return isinstance(config, dict) and "model_type" in config
 
 
-def _backbone(folder):
+def _backbone(folder: Path) -> Record:
     backbone = sherl.load_backbone(folder)
     layers = backbone.num_layers
     return {
@@ -82,10 +87,10 @@ def _backbone(folder):
     }
 
 
-def _network(folder):
+def _network(folder: Path) -> Record:
     tensors = _tensors(folder)
     config = read_config(folder / "config.json")
-    record = {"kind": "network", "trained_parameters": _count(tensors)}
+    record: Record = {"kind": "network", "trained_parameters": _count(tensors)}
     try:
         for part in ("early", "head"):
             settings = ", ".join(f"{name}={value}" for name, value in config[part]["settings"].items())
@@ -105,7 +110,7 @@ def _network(folder):
     return record | {"tensors": tensors}
 
 
-def _tensors(folder):
+def _tensors(folder: Path) -> dict[str, list[int]]:
     """Return the shapes of all weights in the folder's .safetensors files, by name; arrays of integers are none."""
     try:
         from safetensors import SafetensorError, safe_open
@@ -114,7 +119,7 @@ def _tensors(folder):
     paths = sorted(folder.glob("*.safetensors"))
     if not paths:
         raise ValueError(f"{folder}: expected a backbone folder or a saved network, but it holds no .safetensors file")
-    shapes = {}
+    shapes: dict[str, list[int]] = {}
     for path in paths:
         try:
             with safe_open(path, framework="numpy") as weights:
@@ -127,5 +132,5 @@ def _tensors(folder):
     return shapes
 
 
-def _count(tensors):
+def _count(tensors: Mapping[str, Sequence[int]]) -> int:
     return sum(math.prod(shape) for shape in tensors.values())

@@ -1,12 +1,17 @@
 """What a command is given to read: a text table, a folder of images, features on disk, or arrays of taps."""
 
+from __future__ import annotations
+
 import re
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from .._typing import Array, Integers, PathLike
 from ..backbones.image import read_images
 from ..backbones.samples import arrays_fingerprint
 from ..backbones.tokenization import inputs_fingerprint
@@ -14,6 +19,9 @@ from ..data.tables import read_table, table_format, write_table
 from ..features import Features
 from ..features.manifest import MANIFEST
 from .arguments import UsageError
+
+if TYPE_CHECKING:
+    from .task_file import Task
 
 __all__ = ["LABELS", "Inputs", "read_inputs", "read_labels", "write_labels"]
 
@@ -38,44 +46,57 @@ class Inputs:
     """
 
     kind: str
-    samples: object
-    labels: object
+    samples: Any
+    labels: Sequence[str] | None
     place: str
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.samples)
 
     @property
-    def noun(self):
+    def noun(self) -> str:
         """What a sample is called."""
         return {"text": "texts", "image": "images", "features": "samples"}[self.kind]
 
     @property
-    def names(self):
+    def features(self) -> Features:
+        """The samples where they are features."""
+        assert isinstance(self.samples, Features)
+        return self.samples
+
+    @property
+    def known_labels(self) -> Sequence[str]:
+        """The labels of samples that were read with them."""
+        assert self.labels is not None
+        return self.labels
+
+    @property
+    def names(self) -> list[str] | None:
         """Names of the images within their folder, else None."""
         if self.kind != "image":
             return None
         return [path.relative_to(self.place).as_posix() for path in self.samples]
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """SHA-256 of texts or images, as features on disk have it."""
         if self.kind == "text":
             return inputs_fingerprint(self.samples)
         return arrays_fingerprint(read_images(self.loaded(), 3))
 
-    def chosen(self, index):
+    def chosen(self, index: Integers) -> Inputs:
         """Return the samples of these numbers, in this order."""
         labels = None if self.labels is None else [self.labels[number] for number in index]
         samples = self.samples[index] if self.kind == "features" else [self.samples[number] for number in index]
         return replace(self, samples=samples, labels=labels)
 
-    def loaded(self):
+    def loaded(self) -> Any:
         """Return texts, or images as arrays (height, width, 3) of uint8."""
         return [_read_image(path) for path in self.samples] if self.kind == "image" else self.samples
 
 
-def read_inputs(paths, *, text=None, text_pair=None, label=None, labelled=True, usual=None):
+def read_inputs(paths: Sequence[str], *, text: str | None = None, text_pair: str | None = None,
+                label: str | None = None, labelled: bool = True, usual: Task | None = None) -> Inputs:
     """Read samples and, where they are wanted, their labels.
 
     Parameters
@@ -115,17 +136,17 @@ def read_inputs(paths, *, text=None, text_pair=None, label=None, labelled=True, 
     return _from_images(first, labelled)
 
 
-def write_labels(folder, labels):
+def write_labels(folder: PathLike, labels: Sequence[str]) -> None:
     """Write labels beside the features in a folder."""
     write_table(Path(folder) / LABELS, [_COLUMN], ([label] for label in labels))
 
 
-def read_labels(folder):
+def read_labels(folder: PathLike) -> Sequence[str]:
     """Return the labels beside the features in a folder."""
     return read_table(Path(folder) / LABELS, [_COLUMN])[_COLUMN]
 
 
-def _from_table(path, text, text_pair, label, labelled):
+def _from_table(path: Path, text: str | None, text_pair: str | None, label: str | None, labelled: bool) -> Inputs:
     try:
         table_format(path)
     except ValueError as error:
@@ -133,12 +154,13 @@ def _from_table(path, text, text_pair, label, labelled):
     needed = {"--text": text, "--label": label} if labelled else {"--text": text}
     if missing := [option for option, value in needed.items() if not value]:
         raise UsageError(f"{path}: {' and '.join(missing)} must name columns of the table")
+    text, label = cast(str, text), cast(str, label)  # the label is used where it is wanted, and so known
     table = read_table(path, [name for name in (text, text_pair, label if labelled else None) if name])
     texts = list(zip(table[text], table[text_pair])) if text_pair else list(table[text])
     return Inputs("text", texts, table[label] if labelled else None, str(path))
 
 
-def _from_features(folder, labelled):
+def _from_features(folder: Path, labelled: bool) -> Inputs:
     labels = None
     if labelled:
         if not (folder / LABELS).exists():
@@ -149,7 +171,7 @@ def _from_features(folder, labelled):
     return Inputs("features", features, labels, str(folder))
 
 
-def _from_images(folder, labelled):
+def _from_images(folder: Path, labelled: bool) -> Inputs:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES and path.is_file())
     if not paths:
         raise ValueError(f"{folder}: expected images, features or .npy files in the folder, but it holds none")
@@ -159,7 +181,7 @@ def _from_images(folder, labelled):
     return Inputs("image", paths, labels, str(folder))
 
 
-def _from_arrays(paths, place, label, labelled, usual):
+def _from_arrays(paths: Sequence[Path], place: str, label: str | None, labelled: bool, usual: Task | None) -> Inputs:
     arrays = _load_npz(paths[0]) if paths[0].suffix == ".npz" else {path.stem: _load(path) for path in paths}
     if paths[0].suffix == ".npz" and len(paths) > 1:
         raise UsageError(f"{paths[1]}: expected a single .npz file, or several .npy files")
@@ -181,7 +203,7 @@ def _from_arrays(paths, place, label, labelled, usual):
     return Inputs("features", features, labels, place)
 
 
-def _load_npz(path):
+def _load_npz(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
@@ -189,28 +211,29 @@ def _load_npz(path):
         raise ValueError(f"{path}: the file is not an archive of arrays ({error})") from None
 
 
-def _load(path):
+def _load(path: Path) -> Array:
     if path.suffix != ".npy":
         raise UsageError(f"{path}: expected a .npy file, as the others are")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: the file is not an array of numbers ({error})") from None
 
 
-def _label_texts(array, place, name):
+def _label_texts(array: Array, place: str, name: str) -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "biufU":
         raise ValueError(f"{place}: {name} must be numbers or text of shape (samples,), got {array.dtype} of shape "
                          f"{array.shape}")
     return [str(value) for value in array.tolist()]
 
 
-def _check_labels(labels, features, place):
+def _check_labels(labels: Sequence[str] | None, features: Features, place: PathLike) -> None:
     if labels is not None and len(labels) != len(features):
         raise ValueError(f"{place}: expected {len(features)} labels, one for each sample, got {len(labels)}")
 
 
-def _read_image(path):
+def _read_image(path: Path) -> Array:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:

@@ -1,8 +1,11 @@
 """The entry point of the `sherl` command: its arguments, and how errors become exit codes."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 import sherl
 
@@ -20,7 +23,7 @@ sherl demo              fetch a small backbone and train on movie reviews, in a 
 exit codes: 0 done, 1 failed or refused what it was to read, 2 wrong usage, 130 interrupted"""
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Parameters
@@ -38,7 +41,8 @@ def main(argv=None):
     try:
         parser = make_parser()
         arguments = parser.parse_args(with_config(parser, argv))
-        return arguments.run(arguments)
+        code: int = arguments.run(arguments)
+        return code
     except KeyboardInterrupt:
         print("\nsherl: interrupted", file=sys.stderr)
         return 130
@@ -51,7 +55,7 @@ def main(argv=None):
         return 2 if isinstance(error, UsageError) else 1
 
 
-def make_parser():
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="sherl", **described("Train SHERL side networks on frozen backbones, on a CPU.", _EXAMPLE)
@@ -63,7 +67,7 @@ def make_parser():
     return parser
 
 
-def _sentence(error):
+def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     return str(error) or ("not enough memory" if isinstance(error, MemoryError) else type(error).__name__)

@@ -1,10 +1,15 @@
 """The options that commands share: each is defined once, so that it means the same everywhere."""
 
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
 import sherl
 
 from ..training.metrics import METRICS
 from ..training.optimizers import SCHEDULES
-from .arguments import count, factor, natural, numbers, positive, share
+from .arguments import Options, count, factor, natural, numbers, positive, share
 from .console import Console
 from .experiment import Settings
 
@@ -27,14 +32,14 @@ DATA = "a text table (.tsv, .csv, .jsonl, also .gz), a folder of images, feature
 POOLS = ["first", "last", "mean", "max"]
 
 
-def begin(arguments):
+def begin(arguments: Namespace) -> Console:
     """Do what options ask of every command; return the console."""
     if getattr(arguments, "threads", None):
         sherl.set_num_threads(arguments.threads)
     return Console(arguments.quiet, arguments.json)
 
 
-def add_reporting(parser):
+def add_reporting(parser: Options) -> Options:
     """Add how a command reports, and where its options may stand."""
     group = parser.add_argument_group("what to report")
     group.add_argument("--quiet", action="store_true", help="print the result alone")
@@ -43,23 +48,23 @@ def add_reporting(parser):
     return group
 
 
-def add_threads(parser):
+def add_threads(parser: Options) -> None:
     parser.add_argument("--threads", type=count, metavar="N", help="threads (default: all cores)")
 
 
-def add_backbone(parser):
+def add_backbone(parser: Options) -> None:
     parser.add_argument("--backbone", metavar="DIR", help="folder of a text or image model in Hugging Face layout")
 
 
-def add_network(parser):
+def add_network(parser: Options) -> None:
     parser.add_argument("network", metavar="DIR", help="folder that `sherl train`, `sweep` or `demo` wrote")
 
 
-def add_input(parser, what):
+def add_input(parser: Options, what: str) -> None:
     parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help=f"{what}: {DATA}")
 
 
-def add_columns(parser, default="", label=True):
+def add_columns(parser: Options, default: str = "", label: bool = True) -> None:
     """Add the columns of a table, and tell what they are by default."""
     default = f" ({default})" if default else ""
     parser.add_argument("--text", metavar="COL", help=f"column of a table that holds the text{default}")
@@ -68,13 +73,13 @@ def add_columns(parser, default="", label=True):
         parser.add_argument("--label", metavar="COL", help=f"column, or array, that holds the labels{default}")
 
 
-def add_metrics(parser):
+def add_metrics(parser: Options) -> None:
     names = list(METRICS)
     parser.add_argument("--metric", action="append", choices=names, metavar="NAME",
                         help=f"score to report, of {', '.join(names)}; may be given several times")
 
 
-def add_data(parser):
+def add_data(parser: Options) -> None:
     """Add what networks are trained on, and where to save one."""
     group = parser.add_argument_group("what to train on")
     add_backbone(group)
@@ -93,19 +98,19 @@ def add_data(parser):
     group.add_argument("--out", required=True, metavar="DIR", help="folder to save the network to")
 
 
-def add_training(parser, several=False):
+def add_training(parser: Options, several: bool = False) -> None:
     """Add how networks are trained; with `several`, options of a network take several values to try."""
     group = parser.add_argument_group("how to train")
 
-    def tried(name, help, **settings):
+    def tried(name: str, help: str, **settings: Any) -> None:
         default = getattr(Settings, name.replace("-", "_"))
         shown = default if isinstance(default, str) else f"{default:g}"
         if "choices" in settings:
             help, settings["metavar"] = f"{help}: {', '.join(settings['choices'])}", "NAME"
-        more = {"nargs": "+", "default": [default]} if several else {"default": default}
+        more: dict[str, Any] = {"nargs": "+", "default": [default]} if several else {"default": default}
         group.add_argument(f"--{name}", help=f"{help} ({shown})", **more, **settings)
 
-    def once(name, help, **settings):
+    def once(name: str, help: str, **settings: Any) -> None:
         group.add_argument(f"--{name}", default=getattr(Settings, name.replace("-", "_")), help=help, **settings)
 
     once("epochs", "passes over the samples (%(default)s)", type=count, metavar="N")

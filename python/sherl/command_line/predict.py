@@ -1,9 +1,12 @@
 """`sherl predict`: predictions of a trained network."""
 
+from __future__ import annotations
+
+from argparse import Namespace
 from pathlib import Path
 
 from ..data.tables import write_table
-from .arguments import described, table_name
+from .arguments import Commands, described, table_name
 from .options import add_backbone, add_columns, add_input, add_network, add_reporting, add_threads, begin
 from .output import output_folder
 from .trained import load_trained
@@ -16,7 +19,7 @@ sherl predict my-network/ --backbone all-MiniLM-L6-v2/ \\
   sherl predict my-network/ --input features/test/ --out predictions.jsonl"""
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "predict",
@@ -37,7 +40,7 @@ def add_parser(commands):
     parser.set_defaults(run=run)
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     console = begin(arguments)
     trained, inputs = load_trained(arguments)

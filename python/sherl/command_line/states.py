@@ -1,19 +1,31 @@
 """Which hidden states networks read: those that are usual for a backbone, those asked for, those of given features."""
 
-__all__ = ["chosen_states", "layers_of", "selected", "states_of"]
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from ..features import Features
+
+__all__ = ["Taps", "chosen_states", "layers_of", "selected", "states_of"]
 
 
-def states_of(features):
+# Which states a network taps: all that are usual, or these.
+Taps: TypeAlias = Literal["all"] | tuple[int, ...]
+
+
+def states_of(features: Features) -> list[int]:
     """Return the numbers of features' taps: those of the backbone's states where they tell, else 0, 1, 2 …"""
     return (features.source or {}).get("states") or list(range(len(features.channels)))
 
 
-def layers_of(features):
+def layers_of(features: Features) -> int | None:
     """Return how many layers the backbone of features has, or None; the state of this number is its last output."""
     return (features.preprocessing or {}).get("layers")
 
 
-def selected(features, states):
+def selected(features: Features, states: Sequence[int]) -> Features:
     """Return features with these states alone."""
     given = states_of(features)
     if missing := [state for state in states if state not in given]:
@@ -21,7 +33,8 @@ def selected(features, states):
     return features if list(states) == list(given) else features.select([given.index(state) for state in states])
 
 
-def chosen_states(taps, states, channels, layers=None, images=False):
+def chosen_states(taps: Taps, states: Sequence[int], channels: Sequence[int], layers: int | None = None,
+                  images: bool = False) -> list[int]:
     """Return the states that a network taps.
 
     Parameters

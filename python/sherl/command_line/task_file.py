@@ -1,9 +1,13 @@
 """The task.json that `sherl train` leaves beside a network: what its inputs and outputs mean."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from .._typing import PathLike, Record
 from ..checks import write_files
 
 __all__ = ["Task"]
@@ -32,20 +36,20 @@ class Task:
     """
 
     task: str
-    classes: list | None
+    classes: list[str] | None
     text: str | None
     text_pair: str | None
     label: str | None
     max_length: int | None
-    taps: list | None = None
+    taps: list[int] | None = None
 
-    def save(self, folder):
+    def save(self, folder: PathLike) -> None:
         """Write the file into a folder."""
         record = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
         write_files(folder, {_NAME: (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()})
 
     @classmethod
-    def load(cls, folder):
+    def load(cls, folder: PathLike) -> Task:
         """Read the file from a folder; ValueError where it is not there or not as `save` writes it."""
         path = Path(folder) / _NAME
         try:
@@ -61,8 +65,8 @@ class Task:
         return cls._checked(path, record)
 
     @classmethod
-    def _checked(cls, path, record):
-        kinds = {
+    def _checked(cls, path: Path, record: Record) -> Task:
+        kinds: dict[str, Any] = {
             "task": str,
             "classes": (list, type(None)),
             **dict.fromkeys(("text", "text_pair", "label"), (str, type(None))),

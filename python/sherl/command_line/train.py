@@ -1,10 +1,17 @@
 """`sherl train`: a SHERL network on a frozen backbone."""
 
-import argparse
+from __future__ import annotations
 
-from .arguments import described
-from .data import read_data
-from .experiment import Settings, baselines, results_record, results_table, train_network
+import argparse
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .arguments import Commands, Options, described
+from .console import Console
+from .data import Data, read_data
+from .experiment import Result, Settings, baselines, results_record, results_table, train_network
 from .options import add_data, add_metrics, add_reporting, add_training, begin
 from .output import output_folder, save_network
 
@@ -18,7 +25,7 @@ sherl train --backbone all-MiniLM-L6-v2/ --train train.tsv --dev dev.tsv \\
   sherl train --train train.npz --dev dev.npz --config run.toml --out my-network/"""
 
 
-def add_parser(commands):
+def add_parser(commands: Commands) -> None:
     """Add the command's arguments."""
     parser = commands.add_parser(
         "train",
@@ -36,7 +43,7 @@ def add_parser(commands):
     parser.set_defaults(run=run)
 
 
-def add_scoring(parser):
+def add_scoring(parser: Options) -> Options:
     """Add what is reported on the held-out set."""
     shown = add_reporting(parser)
     add_metrics(shown)
@@ -45,7 +52,7 @@ def add_scoring(parser):
     return shown
 
 
-def run(arguments):
+def run(arguments: Namespace) -> int:
     """Run the command; return its exit code."""
     console = begin(arguments)
     settings = Settings.of(arguments)
@@ -58,7 +65,8 @@ def run(arguments):
     return conclude(console, out, data, [*results, result], interrupted)
 
 
-def conclude(console, out, data, results, interrupted, marked=None, **more):
+def conclude(console: Console, out: Path, data: Data, results: Sequence[Result], interrupted: bool,
+             marked: str | None = None, **more: Any) -> int:
     """Print what was trained; return the exit code."""
     console.conclude(
         results_table(results, marked),

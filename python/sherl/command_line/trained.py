@@ -1,17 +1,26 @@
 """A trained network with what it needs to read samples: what `sherl predict` and `sherl evaluate` share."""
 
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 import sherl
 
+from .._typing import Array
 from ..training.progress import progress_bar
 from .arguments import UsageError
 from .data import check_backbone, compute_features
-from .inputs import read_inputs
+from .inputs import Inputs, read_inputs
 from .states import selected
 from .task_file import Task
+
+if TYPE_CHECKING:
+    from ..backbones.backbone import Backbone
 
 __all__ = ["Trained", "load_trained"]
 
@@ -24,9 +33,9 @@ class Trained:
 
     network: sherl.SideNetwork
     task: Task
-    backbone: object = None
+    backbone: Backbone | None = None
 
-    def outputs(self, inputs, progress=False):
+    def outputs(self, inputs: Inputs, progress: bool = False) -> Iterator[Array]:
         """Yield for a chunk of samples at a time the probabilities (samples, classes), or the values (samples,)."""
         compute = self.network.predict_proba if self.task.classes else self.network.predict
         with progress_bar(progress, len(inputs), "predict") as bar:
@@ -35,12 +44,12 @@ class Trained:
                 yield compute(self._features(chunk), progress=False)
                 bar.update(len(chunk))
 
-    def predictions(self, inputs, progress=False):
+    def predictions(self, inputs: Inputs, progress: bool = False) -> Array:
         """Return all predictions: class numbers, or values."""
         parts = list(self.outputs(inputs, progress))
         return np.concatenate([part.argmax(axis=1) for part in parts] if self.task.classes else parts)
 
-    def rows(self, inputs, progress=False):
+    def rows(self, inputs: Inputs, progress: bool = False) -> Iterator[tuple[Any, ...]]:
         """Yield for each sample the name of its class and the probability, or its value."""
         for part in self.outputs(inputs, progress):
             for output in part:
@@ -50,15 +59,16 @@ class Trained:
                 else:
                     yield (round(float(output), 6),)
 
-    def _features(self, inputs):
+    def _features(self, inputs: Inputs) -> sherl.Features:
         if inputs.kind == "features":
-            return inputs.samples
-        taps = self.task.taps or "all"
+            return inputs.features
+        assert self.backbone is not None  # samples that are no features need it
+        taps: Literal["all"] | list[int] = self.task.taps or "all"
         length = self.task.max_length if inputs.kind == "text" else None
         return compute_features(inputs, taps, self.backbone, length, progress=False)
 
 
-def load_trained(arguments, labelled=False):
+def load_trained(arguments: Namespace, labelled: bool = False) -> tuple[Trained, Inputs]:
     """Load the network that options name, and read the samples.
 
     Returns

@@ -28,6 +28,7 @@ class Layout:
 
     def __init__(self, taps: Features | Sequence[ArrayLike], features: Features, queries: int | None = None) -> None:
         self._features, self.samples = features, len(features)
+        self.grid: tuple[int, int] | None
         if queries is not None:
             self.lengths, self.grid = np.full(self.samples, queries), (self.samples, queries)
             self.mask = None

@@ -24,6 +24,7 @@ from .late_route import given_positions, queries_of
 from .network import Network
 
 if TYPE_CHECKING:
+    from ..blocks.late import LateLayer
     from ..features.rows import Batch
 
 
@@ -31,6 +32,7 @@ class Inference(Network):
     """The part of a network that leaves its weights as they are."""
 
     early: MTSA
+    late: list[LateLayer]
 
     def forward(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None = None, *,
                 positions: ArrayLike | None = None, batch_size: int = scoring.BATCH_SIZE,
@@ -281,20 +283,21 @@ class Inference(Network):
         return output if rows is None else rows.given(output)
 
     def _sink(self, taps: Features | Sequence[ArrayLike], mask: ArrayLike | None, batch: Batch,
-              dtype: Uint16As) -> tuple[Rows | None, Array, Source]:
+              dtype: Uint16As) -> tuple[Rows | QueryRows | None, Array, Source]:
         """Return the rows of outputs for every row, or None; a matrix for the outputs, and the source of it."""
         if self.head._pooled:
             output = np.empty((batch.samples, self.head.out_features), _core.REAL)
             return None, output, (output, None)
         queries = queries_of(self.late)
         if queries is not None:
-            rows = QueryRows(batch.samples, queries)
-            return rows, *rows.sink(self.head.out_features)
+            decoded = QueryRows(batch.samples, queries)
+            return decoded, *decoded.sink(self.head.out_features)
         names = [f"taps[{number}]" for number in range(self.early.taps)]
         channels = [*self.early.features]
-        if given_positions(self.late) is not None:
+        given = given_positions(self.late)
+        if given is not None:
             names.append(f"taps[{self.early.taps}]")
-            channels.append(given_positions(self.late))
+            channels.append(given)
         rows = Rows([taps] if isinstance(taps, Features) else taps, names, mask, channels, dtype)
         return rows, *rows.sink(self.head.out_features)
 

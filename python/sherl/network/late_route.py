@@ -29,8 +29,9 @@ _MEANT = {"positions": "positions", "memory": "a memory", "memory_positions": "p
 
 def check_late(early: MTSA, late: Sequence[Any], head: Head) -> None:
     """Raise where the blocks do not fit each other."""
-    width, before, known = early.out_features, "early", {}
-    unread = {}  # what no layer has read so far, and which block gives it
+    width, before = early.out_features, "early"
+    known: dict[str, int] = {}
+    unread: dict[str, str] = {}  # what no layer has read so far, and which block gives it
     for number, block in enumerate(late):
         name = f"late[{number}]"
         _check_kind(name, block, early, known)
@@ -104,8 +105,9 @@ def check_rows(early: MTSA, late: Sequence[Any], features: Features) -> None:
         check_channels(features.channels[taps:], [channels], [f"taps[{taps}], the position rows,"])
         early._check_taps(features.select(range(taps)))
     for number, block in enumerate(late):
-        rows = getattr(block, "rows", None) if isinstance(block, Positions) else None
-        wrong = [] if rows is None else np.flatnonzero(features.lengths != rows)
+        if not isinstance(block, Positions) or block.rows is None:
+            continue
+        wrong = np.flatnonzero(features.lengths != block.rows)
         if len(wrong):
-            raise ValueError(f"samples must have the {rows} rows that the table of late[{number}] has, got "
+            raise ValueError(f"samples must have the {block.rows} rows that the table of late[{number}] has, got "
                              f"{features.lengths[wrong[0]]} in sample {wrong[0]}")

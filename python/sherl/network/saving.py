@@ -125,7 +125,8 @@ def import_safetensors(purpose: str) -> ModuleType:
         import safetensors.numpy
     except ImportError:
         raise ImportError(f"{purpose} needs the safetensors package: pip install 'sherl[text]'") from None
-    return safetensors.numpy
+    functions: ModuleType = safetensors.numpy
+    return functions
 
 
 def read_weights(safetensors: ModuleType, path: PathLike) -> StateDict:
@@ -255,4 +256,4 @@ def _same_shape(layer: Any, described: Any, entry: Any) -> bool:
         return False
     if isinstance(layer, TransformerLayer):  # whose dropout may differ
         return (layer.features, layer.intermediate) == (described.features, described.intermediate)
-    return layer.settings == described.settings
+    return bool(layer.settings == described.settings)

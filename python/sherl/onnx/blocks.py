@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,13 +89,15 @@ def _up(w: Weights, settings: Record, g: str) -> str:
     return w.layer_norm("up.norm", y, settings["up_norm_eps"]) if norm == "layernorm" else y
 
 
-def transformer_layer(w: Weights, settings: Record, x: str, mask: str | None, positions: str | None = None, memory=None,
-                      memory_positions=None, memory_mask=None) -> str:
+def transformer_layer(w: Weights, settings: Record, x: str, mask: str | None, positions: str | None = None,
+                      memory: str | None = None, memory_positions: str | None = None,
+                      memory_mask: str | None = None) -> str:
     """A transformer layer, with the options of all families."""
     positions = positions if settings["positions"] else None
     memory_positions = memory_positions if settings["memory_positions"] else None
     x = _sublayer(w, settings, "attention", x, lambda n: _attend(w, settings, n, mask, positions))
     if settings["memory_features"] is not None:
+        assert memory is not None  # a network gives it to layers that read it
         x = _sublayer(w, settings, "cross", x,
                       lambda n: _attend_to(w, settings, n, positions, memory, memory_positions, memory_mask))
     return _sublayer(w, settings, "feed_forward", x, lambda n: _feed_forward(w, settings, n))
@@ -120,7 +122,7 @@ def _feed_forward(w: Weights, settings: Record, n: str) -> str:
     return w.linear("down", w.writer.multiply(gate, w.linear("up", n)))
 
 
-def _heads(w: Weights, settings: Record, prefix: str, asking, asked, told):
+def _heads(w: Weights, settings: Record, prefix: str, asking: str, asked: str, told: str) -> Iterable[str]:
     """Queries, keys and values, (batch, heads, rows, channels of a head)."""
     writer, key_heads = w.writer, settings["key_heads"]
     parts = (("query", asking, settings["heads"]), ("key", asked, key_heads), ("value", told, key_heads))
@@ -130,7 +132,7 @@ def _heads(w: Weights, settings: Record, prefix: str, asking, asked, told):
     )
 
 
-def _shared(writer: Writer, settings: Record, key, value):
+def _shared(writer: Writer, settings: Record, key: str, value: str) -> Iterable[str]:
     """Keys and values, one head for each of the queries'."""
     heads, key_heads = settings["heads"], settings["key_heads"]
     if key_heads == heads:
@@ -139,22 +141,23 @@ def _shared(writer: Writer, settings: Record, key, value):
     return (writer.node("Gather", each, shared, axis=1) for each in (key, value))
 
 
-def _scores(writer: Writer, settings: Record, query, key):
+def _scores(writer: Writer, settings: Record, query: str, key: str) -> str:
     return writer.multiply(writer.node("MatMul", query, writer.transpose(key, 0, 1, 3, 2)), settings["scale"])
 
 
-def _mixed(w: Weights, settings: Record, prefix: str, scores, value):
+def _mixed(w: Weights, settings: Record, prefix: str, scores: str, value: str) -> str:
     writer = w.writer
     mixed = writer.node("MatMul", writer.node("Softmax", scores, axis=-1), value)
     rows = writer.reshape(writer.transpose(mixed, 0, 2, 1, 3), 0, 0, settings["heads"] * settings["head_size"])
     return w.linear(prefix + "output", rows)
 
 
-def _added(writer: Writer, x: str, positions: str | None):
+def _added(writer: Writer, x: str, positions: str | None) -> str:
     return x if positions is None else writer.add(x, positions)
 
 
-def _attend_to(w: Weights, settings: Record, n: str, positions: str | None, memory, memory_positions, mask: str | None):
+def _attend_to(w: Weights, settings: Record, n: str, positions: str | None, memory: str, memory_positions: str | None,
+               mask: str | None) -> str:
     writer = w.writer
     query, key, value = _heads(w, settings, "cross_", _added(writer, n, positions),
                                _added(writer, memory, memory_positions), memory)
@@ -186,7 +189,7 @@ def _attend(w: Weights, settings: Record, n: str, mask: str | None, positions: s
     return _mixed(w, settings, "", scores, value)
 
 
-def queries(w: Weights, settings: Record, x: str):
+def queries(w: Weights, settings: Record, x: str) -> tuple[str, str | None]:
     """The rows that enter a decoder, for every sample of x, and their positions or None."""
     writer = w.writer
     places = w["positions"] if settings["positions"] else None

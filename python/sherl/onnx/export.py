@@ -110,7 +110,8 @@ def _write(network: SideNetwork, writer: Writer, taps: list[str], mask: str | No
 
     early, head = network.early, network.head
     given = taps.pop() if given_positions(network.late) is not None else None
-    x, beside = blocks.adapter(*part(early), taps, mask), {}
+    x = blocks.adapter(*part(early), taps, mask)
+    beside: dict[str, Any] = {}
     for layer in network.late:
         if isinstance(layer, Positions):
             beside["positions"] = given if layer.rows is None else part(layer)[0]["table"]

@@ -7,7 +7,7 @@ None.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -155,12 +155,14 @@ class Adapter(Part):
 class Layer(Part):
     """A transformer layer, with the options of all families."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None, memory=None,
-                memory_positions=None, memory_mask=None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, positions: Tensor | None = None,
+                memory: Tensor | None = None, memory_positions: Tensor | None = None,
+                memory_mask: Tensor | None = None) -> Tensor:
         positions = positions if self.settings["positions"] else None
         memory_positions = memory_positions if self.settings["memory_positions"] else None
         x = self.sublayer("attention", x, lambda n: self.attend(n, mask, positions))
         if self.settings["memory_features"] is not None:
+            assert memory is not None  # a network gives it to layers that read it
             x = self.sublayer("cross", x, lambda n: self.attend_to(n, positions, memory, memory_positions, memory_mask))
         return self.sublayer("feed_forward", x, self.feed_forward)
 
@@ -184,23 +186,24 @@ class Layer(Part):
             return self.linear("down", activation(self.linear("gate", n)) * self.linear("up", n))
         return self.linear("down", activation(self.linear("up", n)))
 
-    def heads_of(self, prefix: str, asking, asked, told):
+    def heads_of(self, prefix: str, asking: Tensor, asked: Tensor, told: Tensor) -> Iterator[Tensor]:
         settings = self.settings
         heads, key_heads, size = settings["heads"], settings["key_heads"], settings["head_size"]
         parts = (("query", asking, heads), ("key", asked, key_heads), ("value", told, key_heads))
         return (self.linear(prefix + part, x).unflatten(-1, (count, size)).transpose(1, 2) for part, x, count in parts)
 
-    def scores_of(self, query, key):
+    def scores_of(self, query: Tensor, key: Tensor) -> Tensor:
         shared = self.settings["heads"] // self.settings["key_heads"]
         return self.settings["scale"] * query @ key.repeat_interleave(shared, dim=1).transpose(-1, -2)
 
-    def mixed(self, prefix: str, scores, value):
+    def mixed(self, prefix: str, scores: Tensor, value: Tensor) -> Tensor:
         settings = self.settings
         value = value.repeat_interleave(settings["heads"] // settings["key_heads"], dim=1)
         shares = F.dropout(torch.softmax(scores, dim=-1), settings["attention_dropout"], self.training)
         return self.linear(prefix + "output", (shares @ value).transpose(1, 2).flatten(-2))
 
-    def attend_to(self, n: Tensor, positions: Tensor | None, memory, memory_positions, mask: Tensor | None):
+    def attend_to(self, n: Tensor, positions: Tensor | None, memory: Tensor, memory_positions: Tensor | None,
+                  mask: Tensor | None) -> Tensor:
         query, key, value = self.heads_of("cross_", added(n, positions), added(memory, memory_positions), memory)
         scores = self.scores_of(query, key)
         if mask is not None:
@@ -251,18 +254,21 @@ class Layer(Part):
 class Positions(Part):
     """Rows of positions that layers add to what makes queries and keys: a table, or those that samples bring along."""
 
-    def forward(self, given):
-        return given if self.settings["rows"] is None else self.table.unsqueeze(0)
+    def forward(self, given: Tensor | None) -> Tensor | None:
+        return given if self.settings["rows"] is None else self.tensor("table").unsqueeze(0)
 
 
 class Queries(Part):
     """The queries of a decoder: the rows that enter it, and their positions or None."""
 
-    def forward(self, x: Tensor):
-        tables = {name: self.tensor(name) for name in ("positions", "start")}
-        places, start = (None if table is None else table.unsqueeze(0) for table in tables.values())
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        places, start = self.rows("positions"), self.rows("start")
         start = torch.zeros_like(places) if start is None else start
         return start.expand(len(x), -1, -1), places
+
+    def rows(self, name: str) -> Any:
+        table = self.tensor(name)
+        return None if table is None else table.unsqueeze(0)
 
 
 class Norm(Part):
@@ -435,7 +441,7 @@ class Network(nn.Module):
         return self.head(x, mask if x.ndim == 3 else None, positions)
 
 
-def added(x: Tensor, positions: Tensor | None):
+def added(x: Tensor, positions: Tensor | None) -> Tensor:
     return x if positions is None else x + positions
 
 

@@ -94,7 +94,7 @@ class SideModule(torch.nn.Module):
             self.block, inputs if features else [to_array(value) for value in inputs], *others,
             None if features else element_of(inputs), self.training, seed, list(parameters))
         tensors = () if features else inputs
-        output: torch.Tensor = _Function.apply(
+        output: torch.Tensor = _Function.apply(  # type: ignore[no-untyped-call]  # PyTorch does not annotate it
             call, len(tensors), *tensors, *parameters.values())
         return output
 
@@ -166,12 +166,14 @@ class _NetworkCall:
         output = self.network._run_forward(self.taps, **self.arguments, taps_gradient=any(self.wanted),
                                            training=self.training, seed=self.seed)
         self.ragged = isinstance(output, Features)
-        return output.taps[0] if self.ragged else output
+        return output.taps[0] if isinstance(output, Features) else output
 
     def backward(self, cotangent: Array) -> Mapping[str, Any]:
+        outputs: Array | Features = cotangent
         if self.ragged:
-            cotangent = Features([cotangent], self.taps.lengths)
-        _, gradients = self.network.vjp(self.taps, cotangent, **self.arguments, taps_gradient=any(self.wanted),
+            assert isinstance(self.taps, Features)  # of padded arrays outputs are padded too
+            outputs = Features([cotangent], self.taps.lengths)
+        _, gradients = self.network.vjp(self.taps, outputs, **self.arguments, taps_gradient=any(self.wanted),
                                         training=self.training, seed=self.seed)
         return gradients
 

@@ -14,7 +14,7 @@ from ..features.rows import Segments, pixels_of
 
 if TYPE_CHECKING:
     from ..blocks.foreign import ForeignLayer
-    from ..blocks.residual import Bottleneck
+    from ..blocks.residual import ResidualBlock
 
 BLOCK_ROWS = 2048  # of the foreign layers' input that are computed at a time, unless one sample has more
 BLOCKS = 2**24  # more than a batch is cut into: numbers of draws between one step and the next
@@ -49,7 +49,7 @@ class Chain:
     """
 
     def __init__(self, first: _core.Program, foreign: Sequence[ForeignLayer], second: _core.Program, *, taps: int,
-                 lasting: Sequence[Bottleneck], row_outputs: bool, row_labels: bool, sample_inputs: int,
+                 lasting: Sequence[ResidualBlock], row_outputs: bool, row_labels: bool, sample_inputs: int,
                  names: Collection[str]) -> None:
         self.first, self.second, self._foreign = first, second, foreign
         self._taps, self._lasting = taps, lasting

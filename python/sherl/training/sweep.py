@@ -281,7 +281,7 @@ class _Group:
         graph.set_staged(_program_of(self.entries[0].network).staged)
         taps, given = self.entries[0].network._programs.declare_rows(graph, False)
         positions = self.reader.head._declare_positions(graph)
-        values = [Stream(taps, given=given) for _ in self.entries]  # x: what the block that comes reads
+        values = [Stream(taps[-1], given=given) for _ in self.entries]  # x: what the last block gave
         streams = [0] * len(self.entries)
         parts = [entry.network._programs.parts() for entry in self.entries]
         depth = max(map(len, parts))
@@ -297,7 +297,7 @@ class _Group:
                 programs, stream = self.entries[number].network._programs, values[number]
                 prefix = self.prefixes[number] + prefix
                 if level in (0, depth - 1):
-                    inputs = stream.x if level == 0 else [stream.x, *positions]
+                    inputs = taps if level == 0 else [stream.x, *positions]
                     values[number] = stream._replace(x=programs._build(graph, prefix, block, inputs))
                 else:
                     values[number] = programs.advance(graph, prefix, block, stream)
@@ -370,7 +370,7 @@ class _Sweep:
         # Networks of one program are cut into tiles and lanes alike, each as its own program would be.
         groups: dict[Any, list[_Entry]] = {}
         for entry in self.entries:
-            program = entry.network._programs.loss_gradient(True)
+            program = _program_of(entry.network)
             queries, each_row = queries_of(entry.network.late), entry.network.head._loss_each_row
             # Losses of a program lie in one row space; queries of a network have their own.
             alone = entry.name if queries and each_row else None
