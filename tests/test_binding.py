@@ -33,7 +33,7 @@ def stub_signatures():
         elif isinstance(node, ast.ClassDef):
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name != "__len__":
-                    yield f"{node.name}.{method.name}".removesuffix(".__init__"), method.args
+                    yield f"{node.name}.{method.name}".removesuffix(".__new__"), method.args
 
 
 @pytest.mark.parametrize(("name", "stub"), [pytest.param(n, a, id=n) for n, a in stub_signatures()])
@@ -43,7 +43,7 @@ def test_signatures_are_those_of_the_stub(core, name, stub):
         target = getattr(target, part)
     found = [p for p in inspect.signature(target).parameters.values() if p.name != "self"]
     others = [[arg] if arg else [] for arg in (stub.vararg, stub.kwarg)]
-    expected = [a.arg for a in [*stub.args, *others[0], *stub.kwonlyargs, *others[1]] if a.arg != "self"]
+    expected = [a.arg for a in [*stub.args, *others[0], *stub.kwonlyargs, *others[1]] if a.arg not in ("self", "cls")]
     assert [p.name for p in found] == expected
     assert [p.name for p in found if p.kind is p.KEYWORD_ONLY] == [a.arg for a in stub.kwonlyargs]
     defaults = [ast.literal_eval(d) for d in [*stub.defaults, *(d for d in stub.kw_defaults if d is not None)]]

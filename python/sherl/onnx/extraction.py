@@ -69,8 +69,8 @@ def extract(model: PathLike | bytes, inputs: Mapping[str, ArrayLike] | Iterable[
         raise ValueError(f"taps must be different names, got {', '.join(names)}")
     one_of(images, "images", ("nchw", "nhwc"))
     one_of(dtype, "dtype", ("float32", "float16", "bfloat16", "int8"))
-    batches = _pieces(inputs, whole_number(batch_size, "batch_size", 1)) if isinstance(inputs, Mapping) else inputs
     session, fingerprint = _open(model, names, list(providers))
+    batches = _pieces(inputs, whole_number(batch_size, "batch_size", 1)) if isinstance(inputs, Mapping) else inputs
     wanted = [given.name for given in session.get_inputs()]
     parts = TapParts(names, images, dtype)
     total = len(batches) if isinstance(batches, Sized) else None
